@@ -1,0 +1,86 @@
+# Needs GNU make, bash and Python 3.11 or newer with venv. PYTHON=python3.12 picks another interpreter,
+# ARGS="-k name" goes to pytest or to the demo.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.ONESHELL:
+.DEFAULT_GOAL := help
+.PHONY: help setup kube demo test unit e2e generate verify bench-trainer bench-operator requirements clean
+
+PYTHON ?= python3
+ARGS ?=
+VENV := .venv
+RUN := $(VENV)/bin/python
+SOURCES := $(wildcard operator trainer-image tests benchmarks examples)
+PINS := requirements/uv.txt requirements/dev.txt requirements/demo.txt
+# Named after what it stands for, the pins and pyproject.toml down to the linters: while they stay, nothing is set up.
+STAMP := $(VENV)/setup-$(shell (cat $(PINS) && sed '/^\[tool.ruff/,$$d' pyproject.toml) | sha256sum | cut -c1-16)
+
+help: ## List the targets.
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+setup: $(STAMP) ## Install everything into .venv, pinned and hash-checked.
+
+$(STAMP):
+	@say() { printf 'setup: %3d s  %s\n' "$$SECONDS" "$$1"; }
+	$(PYTHON) -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' ||
+		{ echo 'setup: Python 3.11 or newer with venv is needed; PYTHON=... names one.'; exit 1; }
+	rm -f $(VENV)/setup-*
+	$(RUN) -c 'import pip, sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null ||
+		{ say 'creating $(VENV)'; $(PYTHON) -m venv --clear $(VENV); }
+	say 'installing uv'
+	$(RUN) -m pip install --quiet --require-hashes --requirement requirements/uv.txt
+	say 'installing the pinned packages: 3 GB to fetch the first time, then from the cache'
+	$(VENV)/bin/uv pip sync --quiet --python $(RUN) --require-hashes requirements/dev.txt requirements/demo.txt
+	$(VENV)/bin/uv pip install --quiet --python $(RUN) --offline --no-deps --no-build-isolation --editable .
+	say 'compiling what a training imports'
+	env -u PYTHONDONTWRITEBYTECODE $(RUN) -W ignore -c \
+		'import kopf, kubernetes.aio, peft, transformers.trainer, transformers.models.llama.modeling_llama, torch._dynamo'
+	touch $@
+	say 'done'
+
+kube: ## Build the pinned Kubernetes into the cache: minutes once, seconds after.
+	@$(PYTHON) -m tests.cluster.kube
+
+demo: setup ## Fine-tune a small model on a real Kubernetes, as a user would.
+	@$(RUN) -m examples.demo $(ARGS)
+
+test: setup kube ## Run every test.
+	@$(RUN) -m pytest $(ARGS)
+
+unit: setup ## Run the tests that need no Kubernetes.
+	@$(RUN) -m pytest -m 'not cluster and not demo' $(ARGS)
+
+e2e: setup kube ## Run the tests on real Kubernetes alone.
+	@$(RUN) -m pytest -m cluster $(ARGS)
+
+generate: setup ## Write what comes from the models: crds/ and docs/api.md.
+	@$(RUN) -m finetune_api.crd
+
+verify: setup ## Check generated files, lint, format, types and layers.
+	@$(RUN) -m finetune_api.crd --check
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy $(SOURCES)
+	$(VENV)/bin/lint-imports --no-logo
+
+bench-trainer: setup ## Measure the trainer's tokens/s against transformers.Trainer.
+	@$(RUN) -m benchmarks.trainer
+
+bench-operator: setup kube ## Measure writes a run, and the time from event to status.
+	@$(RUN) -m benchmarks.operator
+
+requirements: setup ## Pin the dependencies again; ARGS=--upgrade takes newer ones.
+	@compile() {
+		$(VENV)/bin/uv pip compile --quiet --python-version 3.11 --python-platform linux \
+			--generate-hashes --no-header --no-annotate $(ARGS) "$$@"
+	}
+	compile pyproject.toml --extra dev --output-file requirements/dev.txt
+	compile pyproject.toml --extra operator --constraint requirements/dev.txt --output-file requirements/operator.txt
+	compile pyproject.toml --extra trainer --constraint requirements/dev.txt --output-file requirements/trainer.txt
+	compile --no-deps requirements/demo.in --output-file requirements/demo.txt
+	compile requirements/uv.in --output-file requirements/uv.txt
+
+clean: ## Remove .venv and what tools left; the caches outside the checkout stay.
+	@rm -rf $(VENV) .demo dist .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,1 @@
+"""The API shared by operator, trainer and client: pydantic models and nothing that does I/O."""
