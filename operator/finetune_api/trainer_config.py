@@ -1,0 +1,89 @@
+"""What the operator hands to the trainer: FINETUNE_CONFIG, the run with everything resolved. Part of the run protocol.
+
+It never holds a credential.
+"""
+
+from typing import Annotated, Literal, Self
+
+from pydantic import ConfigDict, Field
+
+from finetune_api.data import Columns, DataFormat, Task, Template
+from finetune_api.fields import ApiModel
+from finetune_api.method import CheckpointPolicy, Method, Training
+
+CONFIG_VARIABLE = "FINETUNE_CONFIG"
+"""Environment variable with this configuration as JSON."""
+BIND_VARIABLE = "FINETUNE_BIND_ADDRESS"
+"""Environment variable with the address on which the trainer answers; unset means all."""
+TOKEN_VARIABLE = "HF_TOKEN"  # noqa: S105 - the variable's name, not a token
+"""Environment variable with the hub token, set from the user's Secret."""
+RUN_MOUNT = "/mnt/run"
+MODEL_MOUNT = "/mnt/model"
+DATA_MOUNT = "/mnt/data"
+
+
+class RunIdentity(ApiModel):
+    """Which run and attempt this is."""
+
+    namespace: str
+    name: str
+    uid: str
+    attempt: Annotated[int, Field(ge=1)]
+
+
+class ModelSource(ApiModel):
+    """The model to start from."""
+
+    uri: str
+    """As the user wrote it."""
+    path: str | None = None
+    """Where it is mounted; None for hf://, which the trainer loads from the hub."""
+    trust_remote_code: bool = False
+
+
+class DataSource(ApiModel):
+    """A data file or folder."""
+
+    uri: str
+    """As the user wrote it."""
+    path: str
+    """Where it is mounted."""
+    max_samples: int | None = None
+
+
+class DataConfig(ApiModel):
+    """The data to learn from."""
+
+    train: DataSource
+    eval: DataSource | None = None
+    format: DataFormat = DataFormat.AUTO
+    columns: Columns = Columns()
+    template: Template = Template()
+
+
+class TrainerConfig(ApiModel):
+    """The configuration of one attempt."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    version: Literal[1] = 1
+    run: RunIdentity
+    model: ModelSource
+    task: Task
+    dataset: DataConfig
+    method: Method = Method()
+    training: Training = Training()
+    checkpoint: CheckpointPolicy = CheckpointPolicy()
+    run_path: str = RUN_MOUNT
+    """Folder for checkpoints/ and output/."""
+    device: Literal["Auto", "CPU", "CUDA"] = "Auto"
+    """Where to train. Auto takes CUDA if there is a device."""
+
+    def encode(self) -> str:
+        """As JSON for the environment."""
+        return self.model_dump_json(by_alias=True, exclude_none=True)
+
+    @classmethod
+    def decode(cls, text: str) -> Self:
+        """Read it back. Raises pydantic.ValidationError."""
+        return cls.model_validate_json(text)
