@@ -1,0 +1,101 @@
+"""What the API has and this version does not do yet. A run that asks for it is refused; nothing is silently ignored.
+
+When a field is built, its line here goes.
+"""
+
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+from finetune_api.data import DataFormat, Task
+from finetune_api.fields import ApiModel, cut
+from finetune_api.method import LearningRateScaling, MethodType
+from finetune_api.spec import FineTuneRunSpec, OnHang
+from finetune_api.uris import Scheme, Uri
+from finetune_operator.errors import UserError
+
+
+class Gap(NamedTuple):
+    """A field, what of it isn't built, and what to do instead."""
+
+    field: str
+    lacks: Callable[[Any], bool]
+    instead: str
+
+
+def _is_set(value: Any) -> bool:
+    return value is not None and value != "" and value is not False
+
+
+def _other_than(*built: Any) -> Callable[[Any], bool]:
+    return lambda value: value not in built
+
+
+def _scheme_other_than(*built: Scheme) -> Callable[[Any], bool]:
+    return lambda value: value is not None and Uri.parse(value).scheme not in built
+
+
+GAPS: tuple[Gap, ...] = (
+    Gap("model.uri", _scheme_other_than(Scheme.HUB, Scheme.CLAIM), "use hf:// or pvc://"),
+    Gap(
+        "task",
+        _other_than(Task.CHAT_COMPLETION, Task.INSTRUCTION_FINE_TUNE),
+        "use ChatCompletion or InstructionFineTune",
+    ),
+    Gap("dataset.train.uri", _scheme_other_than(Scheme.CLAIM, Scheme.CONFIG_MAP), "use pvc:// or configmap://"),
+    Gap("dataset.eval", _is_set, "remove it"),
+    Gap("dataset.format", _other_than(DataFormat.AUTO, DataFormat.JSONL), "use JSONL or Auto"),
+    Gap("dataset.columns.history", _other_than("history"), "remove it; history is in ChatCompletion data's messages"),
+    Gap("dataset.template.prefix", _is_set, "remove it; the model's own chat template is used"),
+    Gap("dataset.template.instruction", _is_set, "remove it; the model's own chat template is used"),
+    Gap("dataset.template.response", _is_set, "remove it; the model's own chat template is used"),
+    Gap("dataset.streaming", _is_set, "use false"),
+    Gap("method.type", _other_than(MethodType.LORA, MethodType.FULL), "use LoRA or Full"),
+    Gap("training.scaleLearningRateWithBatch", _other_than(LearningRateScaling.NONE), "use None"),
+    Gap("training.earlyStopping", _is_set, "remove it"),
+    Gap("storage.uploadUri", _is_set, "remove it; the model stays in the run's volume"),
+    Gap("resources.nodes", _other_than(1), "use 1"),
+    Gap("resources.devicesPerNode", _other_than(1), "use 1"),
+    Gap("profile", _is_set, "remove it and set resources"),
+    Gap("queue.name", _is_set, "remove it"),
+    Gap("queue.priority", _other_than(0), "remove it"),
+    Gap("recovery.hangTimeoutSeconds", _is_set, "remove it"),
+    Gap("recovery.onHang", _other_than(OnHang.NOTIFY), "use Notify"),
+    Gap("activeDeadlineSeconds", _is_set, "remove it"),
+    Gap("tracking.mlflow", _is_set, "remove it"),
+    Gap("tracking.tensorBoard", _is_set, "use false"),
+    Gap("suspend", _is_set, "use false"),
+    Gap("cancel", _is_set, "delete the run to stop it; its volume stays"),
+    Gap("ttlSecondsAfterFinished", _is_set, "remove it"),
+)
+
+VERBS = ("suspend", "cancel", "activeDeadlineSeconds", "ttlSecondsAfterFinished", "queue.priority")
+"""Fields that may change in a run that goes on: asking for one then must not end it."""
+
+
+def gaps(spec: FineTuneRunSpec) -> Iterator[UserError]:
+    """What this spec asks for and won't get."""
+    for gap in GAPS:
+        value = _value(spec, gap.field)
+        if gap.lacks(value):
+            shown = "" if isinstance(value, ApiModel) else f" {_shown(value)}"
+            yield UserError(
+                f"spec.{gap.field}", f"{_last(gap.field)}{shown} is not supported by this version: {gap.instead}"
+            )
+
+
+def _value(spec: FineTuneRunSpec, path: str) -> Any:
+    value: Any = spec
+    for part in path.split("."):
+        if value is None:
+            return None
+        name = next(name for name, field in type(value).model_fields.items() if field.alias == part)
+        value = getattr(value, name)
+    return value
+
+
+def _last(path: str) -> str:
+    return path.rpartition(".")[2]
+
+
+def _shown(value: Any) -> str:
+    return str(value).lower() if isinstance(value, bool) else cut(str(value), 100)

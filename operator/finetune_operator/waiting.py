@@ -1,0 +1,100 @@
+"""Why a run that has a Job isn't training yet, in words that name the field to change. Pure."""
+
+from dataclasses import dataclass
+from datetime import datetime
+
+from finetune_api.fields import cut
+from finetune_operator.errors import TakenError
+from finetune_operator.settings import Settings
+from finetune_operator.world import World
+
+UNSCHEDULABLE = "Unschedulable"
+"""No node has what the pod asks for."""
+CLAIM_PENDING = "ClaimPending"
+"""The volume isn't there."""
+POD_REFUSED = "PodRefused"
+"""The API server doesn't let the Job make its pod: quota, Pod Security or a webhook."""
+CHILD_REFUSED = "Refused"
+"""The API server refuses the claim or the Job: quota, a policy or a webhook."""
+NAME_TAKEN = "NameTaken"
+"""An object that isn't this run's has the name of its claim or Job."""
+IMAGE_UNAVAILABLE = "ImageUnavailable"
+"""The image can't be pulled."""
+CONTAINER_WAITING = "ContainerWaiting"
+"""The node can't start the container."""
+
+_IMAGE_REASONS = frozenset({"ErrImagePull", "ImagePullBackOff", "InvalidImageName", "ErrImageNeverPull"})
+_TRANSIENT_REASONS = frozenset({"", "ContainerCreating", "PodInitializing"})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Waiting:
+    """What is waited for."""
+
+    reason: str
+    message: str
+    for_room: bool
+    """Whether the cluster lacks room now (the run is Queued), rather than something being wrong with the pod."""
+
+
+def why(world: World, *, settings: Settings, now: datetime) -> Waiting | None:
+    """What keeps the newest attempt from running; None if it runs, has ended, or waits no longer than usual."""
+    if world.job is None or world.job.ended or not is_late(world, settings=settings, now=now):
+        return None
+    return _pod_refused(world) or _claim_pending(world) or _unschedulable(world) or _container_waiting(world)
+
+
+def is_late(world: World, *, settings: Settings, now: datetime) -> bool:
+    """Whether the newest attempt should be running by now, and isn't."""
+    if world.job is None or (world.pod is not None and (world.pod.started or world.pod.ended)):
+        return False
+    return world.job.created is not None and (now - world.job.created).total_seconds() >= settings.queued_seconds
+
+
+def _warning(world: World, *kinds: str) -> str:
+    return next((f"{w.reason}: {w.message}" for w in world.warnings if w.kind in kinds), "")
+
+
+def _pod_refused(world: World) -> Waiting | None:
+    said = _warning(world, "Job")
+    if world.pod is not None or not said:
+        return None
+    return Waiting(reason=POD_REFUSED, message=cut(f"No pod can be created: {said}"), for_room=True)
+
+
+def _claim_pending(world: World) -> Waiting | None:
+    said = _warning(world, "PersistentVolumeClaim")
+    if world.claim is None or world.claim.phase == "Bound" or not said:
+        return None
+    named = f'storage class "{world.claim.storage_class}"' if world.claim.storage_class else "the default storage class"
+    message = f"Claim {world.claim.name} (spec.storage) is not bound; it asks for {named}. {said}"
+    return Waiting(reason=CLAIM_PENDING, message=cut(message), for_room=True)
+
+
+def _unschedulable(world: World) -> Waiting | None:
+    if world.pod is None or not world.pod.unschedulable or world.run.spec is None:
+        return None
+    asked = world.run.spec.resources
+    devices = f"{asked.devices_per_node} {asked.device_resource}, " if asked.device_resource else ""
+    cannot = f"No node has room for {devices}cpu {asked.cpu}, memory {asked.memory} (spec.resources)"
+    return Waiting(reason=UNSCHEDULABLE, message=cut(f"{cannot}: {world.pod.unschedulable}"), for_room=True)
+
+
+def _container_waiting(world: World) -> Waiting | None:
+    pod = world.pod
+    if pod is None:
+        return None
+    said = pod.waiting_message or _warning(world, "Pod")
+    if pod.waiting_reason in _IMAGE_REASONS:
+        message = f"Pod {pod.name}: the image (spec.trainer.image) can't be pulled. {pod.waiting_reason}: {said}"
+        return Waiting(reason=IMAGE_UNAVAILABLE, message=cut(message), for_room=False)
+    if pod.waiting_reason in _TRANSIENT_REASONS and not said:
+        return None
+    message = f"Pod {pod.name} can't start: {pod.waiting_reason} {said}"
+    return Waiting(reason=CONTAINER_WAITING, message=cut(message), for_room=False)
+
+
+def refused(error: Exception) -> Waiting:
+    """The API server doesn't take the claim or the Job."""
+    reason = NAME_TAKEN if isinstance(error, TakenError) else CHILD_REFUSED
+    return Waiting(reason=reason, message=cut(str(error)), for_room=True)

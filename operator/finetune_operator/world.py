@@ -1,0 +1,114 @@
+"""All that one reconcile pass knows, read once: the run, its children, and what its trainer last said."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, Self
+
+from pydantic import ValidationError
+
+from finetune_api.fields import cut
+from finetune_api.snapshot import Snapshot
+from finetune_api.spec import FineTuneRunSpec
+from finetune_api.status import FineTuneRunStatus
+from finetune_api.types import Metadata
+from finetune_operator.children import Claim, Job, Pod
+from finetune_operator.errors import UserError
+from finetune_operator.names import Key
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """A FineTuneRun, parsed part by part: a spec that can't be read still has a status to say so in."""
+
+    metadata: Metadata
+    spec: FineTuneRunSpec | None
+    problem: UserError | None
+    status: FineTuneRunStatus
+
+    @classmethod
+    def parse(cls, body: Mapping[str, Any]) -> Self:
+        """Read an object of the API server. Raises pydantic.ValidationError if metadata or status can't be read."""
+        spec, problem = None, None
+        try:
+            spec = FineTuneRunSpec.parse(body.get("spec") or {})
+        except ValidationError as error:
+            problem = _first_problem(error)
+        return cls(
+            metadata=Metadata.parse(body["metadata"]),
+            spec=spec,
+            problem=problem,
+            status=FineTuneRunStatus.parse(body.get("status") or {}),
+        )
+
+    @property
+    def key(self) -> Key:
+        """Which run this is."""
+        return Key(self.metadata.namespace, self.metadata.name)
+
+
+def _first_problem(error: ValidationError) -> UserError:
+    first = error.errors(include_url=False)[0]
+    return UserError(".".join(("spec", *(str(part) for part in first["loc"]))), cut(first["msg"], 500))
+
+
+@dataclass(frozen=True, kw_only=True)
+class ChildWarning:
+    """What Kubernetes says is wrong with a child."""
+
+    kind: str
+    name: str
+    reason: str
+    message: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class World:
+    """One frozen snapshot."""
+
+    run: Run
+    jobs: tuple[Job, ...] = ()
+    pods: tuple[Pod, ...] = ()
+    claim: Claim | None = None
+    snapshot: Snapshot | None = None
+    """What the newest attempt's trainer last answered, if it did."""
+    warnings: tuple[ChildWarning, ...] = field(default=())
+
+    @property
+    def attempt(self) -> int:
+        """Number of the newest attempt; 0 before the first."""
+        return self.run.status.attempt
+
+    @property
+    def job(self) -> Job | None:
+        """The newest attempt's Job."""
+        return next((job for job in self.jobs if job.attempt == self.attempt), None)
+
+    @property
+    def pod(self) -> Pod | None:
+        """The newest attempt's pod: the one that runs, or else the last one made."""
+        mine = [pod for pod in self.pods if pod.attempt == self.attempt]
+        return max(mine, key=lambda pod: (not pod.ended, str(pod.created), pod.name), default=None)
+
+    @property
+    def last_word(self) -> Snapshot | None:
+        """What the trainer said at its end, if it could and if it speaks of this run and attempt."""
+        if self.pod is None or not self.pod.last_word:
+            return None
+        try:
+            return self.trusted(Snapshot.decode(self.pod.last_word))
+        except ValueError:
+            return None
+
+    def trusted(self, snapshot: Snapshot | None) -> Snapshot | None:
+        """The snapshot if it is about this run and attempt."""
+        mine = snapshot is not None and snapshot.run_uid == self.run.metadata.uid and snapshot.attempt == self.attempt
+        return snapshot if mine else None
+
+    @property
+    def newest_snapshot(self) -> Snapshot | None:
+        """The last word, else the newest answer to a poll."""
+        return self.last_word or self.trusted(self.snapshot)
+
+    def with_warnings(self, warnings: tuple[ChildWarning, ...]) -> Self:
+        """The same with what Kubernetes says is wrong."""
+        return replace(self, warnings=warnings)

@@ -1,0 +1,262 @@
+"""The loop over the in-memory cluster: what is written, in which order, how often, and when it looks again."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import pytest
+
+from finetune_api.snapshot import EventType, Snapshot
+from finetune_api.status import FineTuneRunStatus, Phase
+from finetune_operator import jobs
+from finetune_operator.errors import ConflictError, TransientError
+from finetune_operator.memory import CLAIM, EVENT, JOB, POD, RUN, Memory, Object, Ref
+from finetune_operator.reconcile import Reconciler
+from finetune_operator.world import Run
+from tests import worlds
+from tests.state.flaky import Crash, Fault, Flaky
+from tests.worlds import KEY
+
+
+class Story:
+    """A cluster with one run, and an operator."""
+
+    def __init__(self, changes: Mapping[str, Any] | None = None) -> None:
+        self.clock = worlds.Clock()
+        self.memory = Memory(clock=self.clock)
+        self.cluster = Flaky(self.memory)
+        self.memory.add(worlds.body(changes))
+        self.reconcile = Reconciler(self.cluster, settings=worlds.SETTINGS, clock=self.clock)
+
+    def look(self, times: int = 1) -> float | None:
+        delay = None
+        for _ in range(times):
+            delay = worlds.finish(self.reconcile(KEY))
+        return delay
+
+    def job_controller(self) -> None:
+        jobs.control(self.memory)
+
+    def status(self) -> FineTuneRunStatus:
+        """As it was last written."""
+        return Run.parse(self.memory.all(RUN)[0]).status
+
+    @property
+    def pod(self) -> Ref:
+        """The newest pod."""
+        return Ref.of(self.memory.all(POD)[-1])
+
+    @property
+    def version(self) -> str:
+        version: str = self.memory.all(RUN)[0]["metadata"]["resourceVersion"]
+        return version
+
+    def start(self) -> None:
+        """Up to a running pod that was seen."""
+        self.look(2)
+        self.job_controller()
+        jobs.start_pod(self.memory, self.pod)
+        self.look()
+
+    def answer(self, snapshot: Snapshot) -> None:
+        self.memory.snapshots[KEY] = snapshot
+
+
+def names(memory: Memory, kind: str) -> list[str]:
+    return [body["metadata"]["name"] for body in memory.all(kind)]
+
+
+def test_an_attempt_is_recorded_before_its_job_is_created() -> None:
+    story = Story()
+    assert story.look() == 0, "its own write wakes nobody"
+    assert (story.status().attempt, names(story.memory, JOB)) == (1, [])
+    assert story.look() == worlds.SETTINGS.queued_seconds
+    assert names(story.memory, JOB) == ["support-bot-1"]
+    assert names(story.memory, CLAIM) == ["support-bot-6c3f2a1e"]
+
+
+def test_a_claim_that_was_named_is_not_created() -> None:
+    story = Story({"storage.claimName": "shared"})
+    story.look(2)
+    assert names(story.memory, CLAIM) == []
+    assert names(story.memory, JOB) == ["support-bot-1"]
+
+
+def test_a_run_takes_three_writes_besides_its_progress() -> None:
+    """One to begin, one when it runs, one at the end; claim and Job are two more."""
+    story = Story()
+    versions = [story.version]
+    for step in (story.look, story.look, story.job_controller, story.look, story.look):
+        step()
+        versions.append(story.version)
+    jobs.start_pod(story.memory, story.pod)
+    story.look(3)
+    versions.append(story.version)
+    jobs.end_pod(story.memory, story.pod, exit_code=0, last_word=worlds.last_word())
+    story.look()
+    story.job_controller()
+    story.look(3)
+    versions.append(story.version)
+    assert story.status().phase is Phase.COMPLETED
+    assert len(set(versions)) - 1 == 3
+
+
+def test_each_entry_of_the_history_is_posted_once_as_an_event() -> None:
+    story = Story()
+    story.start()
+    story.answer(worlds.snapshot(5))
+    story.look(2)
+    posted = [body["reason"] for body in story.memory.all(EVENT)]
+    assert posted == ["Created", "Started", "DataValidated", "ModelInitialized", "TrainUpdated"]
+    story.clock.tick(60)
+    story.answer(worlds.snapshot(9))
+    story.look(2)
+    assert [body["reason"] for body in story.memory.all(EVENT)] == posted, (
+        "progress is replaced in place, and not posted"
+    )
+
+
+def test_progress_alone_waits_its_turn_and_a_transition_does_not() -> None:
+    story = Story()
+    story.start()
+    story.clock.tick(3)
+    story.answer(worlds.snapshot(5, milestones=()))
+    assert story.look() == pytest.approx(7)
+    assert not story.status().progress
+    story.clock.tick(7)
+    assert story.look() is None
+    assert story.status().progress
+    story.clock.tick(1)
+    story.answer(worlds.snapshot(6))
+    story.look()
+    progress = story.status().progress
+    assert progress is not None
+    assert progress.batch == 6, "data and model are ready, and so the progress is told too"
+
+
+def test_what_lacks_a_child_is_told_and_tried_again() -> None:
+    story = Story()
+    story.look()
+    story.memory.refuse = lambda body: "exceeded quota" if body["kind"] == CLAIM else None
+    assert story.look() == 15
+    assert story.status().phase is Phase.QUEUED
+    queue = story.status().queue
+    assert queue is not None
+    assert "exceeded quota" in queue.message
+    version = story.version
+    story.look()
+    assert story.version == version, "told once"
+    story.memory.refuse = lambda _: None
+    story.look()
+    assert names(story.memory, JOB) == ["support-bot-1"]
+    assert story.status().phase is Phase.STARTING
+    assert [event.type for event in story.status().events] == [EventType.CREATED, EventType.QUEUED]
+
+
+def test_the_job_of_a_deleted_run_of_the_same_name_is_left_alone() -> None:
+    story = Story()
+    story.look(2)
+    story.memory.delete(Ref.run(KEY))
+    story.memory.add(worlds.body(uid="another-run-altogether"))
+    story.look(2)
+    assert story.status().phase is Phase.QUEUED
+    assert story.status().conditions[1].reason == "NameTaken"
+    story.memory.collect_garbage()
+    story.look()
+    assert names(story.memory, JOB) == ["support-bot-1"]
+    assert story.status().phase is Phase.STARTING
+
+
+def test_a_stale_read_creates_nothing_again() -> None:
+    """The Job is there and its pod has run, but the operator's cache still shows the run as it was recorded."""
+    story = Story()
+    story.start()
+    story.cluster.stale = 1
+    uid = story.memory.all(JOB)[0]["metadata"]["uid"]
+    with pytest.raises(ConflictError):
+        story.look()
+    assert [body["metadata"]["uid"] for body in story.memory.all(JOB)] == [uid]
+
+
+@pytest.mark.parametrize("fault", [Fault.CRASH_BEFORE, Fault.CRASH_AFTER, Fault.LOST_REQUEST, Fault.LOST_REPLY])
+@pytest.mark.parametrize("write", range(8))
+def test_an_operator_that_falls_at_any_write_comes_to_the_same_end(fault: Fault, write: int) -> None:
+    story = Story()
+    story.cluster.plan = {write: fault}
+    for step in (None, story.job_controller, "start", None, "end", story.job_controller, None):
+        if step == "start":
+            jobs.start_pod(story.memory, story.pod)
+        elif step == "end":
+            jobs.end_pod(story.memory, story.pod, exit_code=0, last_word=worlds.last_word())
+        elif callable(step):
+            step()
+        for _ in range(3):
+            try:
+                story.look()
+            except TransientError:
+                pass
+            except Crash:
+                story.reconcile = Reconciler(story.cluster, settings=worlds.SETTINGS, clock=story.clock)
+    assert story.status().phase is Phase.COMPLETED
+    assert [event.type.value for event in story.status().events] == [
+        "CREATED",
+        "STARTED",
+        "DATA_VALIDATED",
+        "MODEL_INITIALIZED",
+        "TRAIN_UPDATED",
+        "COMPLETED",
+    ]
+    assert len(story.memory.all(JOB)) == 1
+
+
+def test_a_late_run_is_looked_at_again_and_says_what_it_waits_for() -> None:
+    story = Story()
+    story.look(2)
+    assert story.look() == worlds.SETTINGS.queued_seconds
+    story.clock.tick(6)
+    job = story.memory.all(JOB)[0]
+    involved: Object = {"kind": JOB, "name": "support-bot-1", "uid": job["metadata"]["uid"]}
+    warning = {"kind": EVENT, "metadata": {"name": "w", "namespace": "ml"}, "type": "Warning"}
+    story.memory.add(warning | {"involvedObject": involved, "reason": "FailedCreate", "message": "exceeded quota"})
+    assert story.look() == 15
+    assert story.status().phase is Phase.QUEUED
+    queue = story.status().queue
+    assert queue is not None
+    assert "exceeded quota" in queue.message
+
+
+def test_a_run_that_is_gone_is_nothing_to_do() -> None:
+    story = Story()
+    story.memory.delete(Ref.run(KEY))
+    assert story.look() is None
+    assert story.cluster.done == 0
+
+
+def test_a_finished_run_is_left_alone_even_without_its_job() -> None:
+    story = Story()
+    story.start()
+    jobs.end_pod(story.memory, story.pod, exit_code=65)
+    story.job_controller()
+    story.look()
+    assert story.status().phase is Phase.FAILED
+    done = story.cluster.done
+    story.memory.delete(Ref(JOB, KEY.namespace, "support-bot-1"))
+    story.memory.collect_garbage()
+    story.clock.tick(86_400)
+    assert story.look() is None
+    assert story.cluster.done == done
+    assert names(story.memory, JOB) == []
+
+
+def test_the_next_attempt_waits_for_the_old_pod_to_be_gone() -> None:
+    story = Story()
+    story.start()
+    old = story.pod
+    story.memory.delete(Ref(JOB, KEY.namespace, "support-bot-1"))
+    story.memory.collect_garbage()
+    story.look(3)
+    assert story.status().attempt == 1
+    assert names(story.memory, JOB) == []
+    jobs.end_pod(story.memory, old, exit_code=75)
+    story.look(2)
+    assert story.status().attempt == 2
+    assert names(story.memory, JOB) == ["support-bot-2"]

@@ -1,0 +1,155 @@
+"""Why a run isn't training yet: each reason, the field it names, and when nothing is said."""
+
+from typing import Any
+
+import pytest
+
+from finetune_operator import waiting
+from finetune_operator.errors import RefusedError, TakenError
+from finetune_operator.waiting import Waiting
+from finetune_operator.world import ChildWarning
+from tests import worlds
+
+LATE = worlds.at(60)
+PENDING = worlds.claim(phase="Pending", storage_class="fast")
+
+
+def warning(kind: str, reason: str, message: str = "it is so") -> ChildWarning:
+    return ChildWarning(kind=kind, name="x", reason=reason, message=message)
+
+
+def why(*, now: Any = LATE, changes: dict[str, Any] | None = None, **world: Any) -> Waiting | None:
+    run = worlds.run(changes, status=worlds.status(1))
+    found = worlds.world(run, **({"jobs": (worlds.job(),)} | world))
+    return waiting.why(found, settings=worlds.SETTINGS, now=now)
+
+
+UNSCHEDULABLE = worlds.pod(unschedulable="0/1 nodes are available", unschedulable_since=worlds.at(3))
+
+
+@pytest.mark.parametrize(
+    ("world", "reason", "for_room", "says"),
+    [
+        pytest.param(
+            {"warnings": (warning("Job", "FailedCreate", "exceeded quota: gpus"),)},
+            waiting.POD_REFUSED,
+            True,
+            ["FailedCreate", "exceeded quota: gpus"],
+            id="a quota keeps the job from making its pod",
+        ),
+        pytest.param(
+            {"claim": PENDING, "pods": (UNSCHEDULABLE,), "warnings": (warning("PersistentVolumeClaim", "Failed"),)},
+            waiting.CLAIM_PENDING,
+            True,
+            ["spec.storage", 'storage class "fast"', "it is so"],
+            id="the storage class doesn't exist",
+        ),
+        pytest.param(
+            {
+                "claim": worlds.claim(phase="Pending"),
+                "pods": (worlds.pod(),),
+                "warnings": (warning("PersistentVolumeClaim", "Failed"),),
+            },
+            waiting.CLAIM_PENDING,
+            True,
+            ["the default storage class"],
+            id="there is no default storage class",
+        ),
+        pytest.param(
+            {"pods": (UNSCHEDULABLE,)},
+            waiting.UNSCHEDULABLE,
+            True,
+            ["1 nvidia.com/gpu", "cpu 4", "memory 16Gi", "spec.resources", "0/1 nodes"],
+            id="no node has what is asked for",
+        ),
+        pytest.param(
+            {"pods": (UNSCHEDULABLE,), "changes": {"resources.deviceResource": "", "resources.cpu": "64"}},
+            waiting.UNSCHEDULABLE,
+            True,
+            ["No node has room for cpu 64"],
+            id="no node has so much cpu",
+        ),
+        *(
+            pytest.param(
+                {"pods": (worlds.pod(waiting_reason=reason, waiting_message="not found"),)},
+                waiting.IMAGE_UNAVAILABLE,
+                False,
+                ["spec.trainer.image", reason, "not found"],
+                id=f"the image can't be pulled: {reason}",
+            )
+            for reason in ("ErrImagePull", "ImagePullBackOff", "InvalidImageName", "ErrImageNeverPull")
+        ),
+        pytest.param(
+            {"pods": (worlds.pod(waiting_reason="CreateContainerConfigError", waiting_message="no secret"),)},
+            waiting.CONTAINER_WAITING,
+            False,
+            ["CreateContainerConfigError", "no secret"],
+            id="the token's secret isn't there",
+        ),
+        pytest.param(
+            {
+                "pods": (worlds.pod(waiting_reason="ContainerCreating"),),
+                "warnings": (warning("Pod", "FailedMount", "claim datasets not found"),),
+            },
+            waiting.CONTAINER_WAITING,
+            False,
+            ["FailedMount", "claim datasets not found"],
+            id="the data's claim isn't there",
+        ),
+    ],
+)
+def test_what_is_waited_for(world: dict[str, Any], reason: str, for_room: bool, says: list[str]) -> None:
+    found = why(**world)
+    assert found is not None
+    assert (found.reason, found.for_room) == (reason, for_room)
+    assert [part for part in says if part not in found.message] == []
+
+
+@pytest.mark.parametrize(
+    "world",
+    [
+        pytest.param({"pods": (UNSCHEDULABLE,), "now": worlds.at(6)}, id="it is early yet"),
+        pytest.param({"pods": (worlds.running(unschedulable="once"),)}, id="the pod runs"),
+        pytest.param({"pods": (worlds.ended(1),)}, id="the pod has ended"),
+        pytest.param({"jobs": (), "warnings": (warning("Job", "FailedCreate"),)}, id="there is no job"),
+        pytest.param({"jobs": (worlds.job(failed=True),), "pods": (UNSCHEDULABLE,)}, id="the job has ended"),
+        pytest.param({"pods": (worlds.pod(waiting_reason="ContainerCreating"),)}, id="the image is being pulled"),
+        pytest.param({"claim": PENDING}, id="the claim waits for its first consumer"),
+        pytest.param(
+            {"claim": worlds.claim(), "warnings": (warning("PersistentVolumeClaim", "Old"),)}, id="the claim is bound"
+        ),
+    ],
+)
+def test_nothing_is_said_where_nothing_is_wrong(world: dict[str, Any]) -> None:
+    assert why(**world) is None
+
+
+@pytest.mark.parametrize(
+    ("world", "late"),
+    [
+        pytest.param({"jobs": (), "pods": ()}, False, id="no job"),
+        pytest.param({"jobs": (worlds.job(),), "pods": ()}, True, id="a job without a pod"),
+        pytest.param({"jobs": (worlds.job(),), "pods": (worlds.pod(),)}, True, id="a pod that waits"),
+        pytest.param({"jobs": (worlds.job(),), "pods": (worlds.running(),)}, False, id="a pod that runs"),
+        pytest.param({"jobs": (worlds.job(created=None),), "pods": ()}, False, id="a job of unknown age"),
+    ],
+)
+def test_a_run_is_late_if_it_should_be_running(world: dict[str, Any], late: bool) -> None:
+    found = worlds.world(worlds.run(status=worlds.status(1)), **world)
+    assert waiting.is_late(found, settings=worlds.SETTINGS, now=LATE) is late
+    assert not waiting.is_late(found, settings=worlds.SETTINGS, now=worlds.at(6.9))
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [(RefusedError("exceeded quota"), waiting.CHILD_REFUSED), (TakenError("is another's"), waiting.NAME_TAKEN)],
+)
+def test_a_refused_child_is_waited_for(error: Exception, reason: str) -> None:
+    assert waiting.refused(error) == Waiting(reason=reason, message=str(error), for_room=True)
+
+
+def test_messages_are_cut() -> None:
+    found = why(pods=(worlds.pod(unschedulable="x" * 5000),))
+    assert found is not None
+    assert len(found.message) <= 1024
+    assert len(waiting.refused(RefusedError("x" * 5000)).message) <= 1024
