@@ -1,0 +1,87 @@
+"""What a run's folder remembers: one line a step (loss, rate, tokens, seconds), and whether the run is finished.
+
+Survives attempts, without the steps that a resumed one does again.
+"""
+
+import json
+import logging
+from pathlib import Path
+
+from finetune_api.snapshot import Snapshot
+from finetune_api.trainer_config import TrainerConfig
+from finetune_trainer.reporter import Step
+
+logger = logging.getLogger(__name__)
+
+FOLDER = "training_logs"
+FILE = "metrics.jsonl"
+PARAMETERS = "user_params.json"
+LAST_SNAPSHOT = "snapshot.json"
+OUTPUT = "output"
+
+
+def finished(config: TrainerConfig) -> Snapshot | None:
+    """What the attempt said that finished this run, if one did."""
+    logs = Path(config.run_path) / OUTPUT / FOLDER
+    try:
+        params = TrainerConfig.decode((logs / PARAMETERS).read_text(encoding="utf-8"))
+        told = Snapshot.decode((logs / LAST_SNAPSHOT).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return told if params.run.uid == config.run.uid else None
+
+
+class History:
+    """The file with the steps of a run. Trouble with it is told once and never ends a training."""
+
+    def __init__(self, run_path: Path, *, steps_done: int) -> None:
+        """Go on after `steps_done` steps; what is there beyond is dropped."""
+        self.path = run_path / FOLDER / FILE
+        self._broken = False
+        try:
+            self._keep(steps_done)
+        except OSError as error:
+            self._give_up(error)
+
+    def add(self, step: Step) -> None:
+        """Append a step."""
+        if self._broken:
+            return
+        line = {
+            "step": step.number,
+            "epoch": step.epoch,
+            "loss": step.loss,
+            "learningRate": step.learning_rate,
+            "gradNorm": step.grad_norm,
+            "tokens": step.tokens,
+            "seconds": round(step.seconds, 4),
+        }
+        try:
+            with self.path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(line) + "\n")
+        except OSError as error:
+            self._give_up(error)
+
+    def _keep(self, steps: int) -> None:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        kept = [line for line in self._lines() if _step_in(line) <= steps]
+        temporary = self.path.with_suffix(".tmp")
+        temporary.write_text("".join(kept), encoding="utf-8")
+        temporary.replace(self.path)
+
+    def _lines(self) -> list[str]:
+        if not self.path.exists():
+            return []
+        return self.path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True)
+
+    def _give_up(self, error: OSError) -> None:
+        self._broken = True
+        logger.warning("the history of steps can't be written any more: %s", error)
+
+
+def _step_in(line: str) -> float:
+    """The step of a line; a torn one counts as beyond any."""
+    try:
+        return int(json.loads(line)["step"])
+    except (ValueError, KeyError, TypeError):
+        return float("inf")

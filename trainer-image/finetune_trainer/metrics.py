@@ -1,0 +1,79 @@
+"""Every Prometheus family of the trainer. A step or a loss is never a label; one process exports one run."""
+
+from dataclasses import dataclass
+
+from prometheus_client import CONTENT_TYPE_LATEST, REGISTRY, Counter, Gauge, Histogram, Info, generate_latest
+
+from finetune_api.trainer_config import TrainerConfig
+
+CONTENT_TYPE = CONTENT_TYPE_LATEST
+
+_SECONDS = (0.05, 0.1, 0.25, 0.5, 1, 2, 5, 10, 20, 40, 80, 160, 320)
+
+info = Info("finetune_trainer", "Which run this process trains.")
+loss = Gauge("finetune_trainer_loss", "Loss of the last step, mean over its target tokens, in nats.")
+learning_rate = Gauge("finetune_trainer_learning_rate", "Learning rate of the last step.")
+grad_norm = Gauge("finetune_trainer_grad_norm", "L2 norm of the last step's gradient, before clipping.")
+step = Gauge("finetune_trainer_step", "Optimizer steps done, over all attempts.")
+epoch = Gauge("finetune_trainer_epoch", "Epoch now, counted from 1.")
+progress_ratio = Gauge("finetune_trainer_progress_ratio", "Share of the training that is done.")
+tokens_total = Counter("finetune_trainer_tokens", "Non-padding tokens trained on by this process.")
+samples_total = Counter("finetune_trainer_samples", "Records trained on by this process.")
+tokens_per_second = Gauge(
+    "finetune_trainer_tokens_per_second", "Non-padding tokens a second and device, over the last 20 steps."
+)
+step_duration = Histogram("finetune_trainer_step_duration_seconds", "Time of an optimizer step.", buckets=_SECONDS)
+last_step_timestamp = Gauge("finetune_trainer_last_step_timestamp_seconds", "When the last step ended.")
+checkpoint_duration = Histogram(
+    "finetune_trainer_checkpoint_duration_seconds", "Time to save a checkpoint, fsync included.", buckets=_SECONDS
+)
+checkpoint_failures = Counter("finetune_trainer_checkpoint_failures", "Checkpoints that could not be saved.")
+last_checkpoint_timestamp = Gauge(
+    "finetune_trainer_last_checkpoint_timestamp_seconds", "When the last checkpoint was complete."
+)
+checkpoint_size = Gauge("finetune_trainer_checkpoint_size_bytes", "Size of the last checkpoint.")
+device_utilization = Gauge(
+    "finetune_trainer_device_utilization_ratio", "Share of time in which the device was busy.", ["device"]
+)
+device_memory_used = Gauge(
+    "finetune_trainer_device_memory_used_bytes", "Memory used on the device; on CPU the process's own.", ["device"]
+)
+device_memory_total = Gauge("finetune_trainer_device_memory_total_bytes", "Memory of the device.", ["device"])
+
+
+@dataclass(frozen=True, kw_only=True)
+class DeviceSample:
+    """How busy a device was, and how full."""
+
+    device: str
+    utilization: float | None
+    """None where it can't be told."""
+    memory_used: int
+    memory_total: int
+
+
+def describe(config: TrainerConfig, *, device: str) -> None:
+    """Say which run this process trains, and on what."""
+    info.info(
+        {
+            "run": config.run.name,
+            "namespace": config.run.namespace,
+            "attempt": str(config.run.attempt),
+            "model": config.model.uri,
+            "method": config.method.type.value,
+            "device": device,
+        }
+    )
+
+
+def record_device(sample: DeviceSample) -> None:
+    """Set the gauges of one device."""
+    if sample.utilization is not None:
+        device_utilization.labels(sample.device).set(sample.utilization)
+    device_memory_used.labels(sample.device).set(sample.memory_used)
+    device_memory_total.labels(sample.device).set(sample.memory_total)
+
+
+def exposition() -> bytes:
+    """The text that Prometheus scrapes."""
+    return generate_latest(REGISTRY)

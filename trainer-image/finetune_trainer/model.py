@@ -1,0 +1,198 @@
+"""The model: loaded whole or not at all, with an adapter or without, and the sum of its loss over a micro-batch.
+
+Numbers: with an adapter the frozen weights are bf16 or fp32 as the precision says, the adapter and its optimizer state
+fp32. In full fine-tuning all weights are fp32 and BF16 means autocast.
+"""
+
+import logging
+import warnings
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from safetensors import SafetensorError
+from torch.nn import functional
+
+from finetune_api.method import Precision, Switch
+from finetune_api.trainer_config import TrainerConfig
+from finetune_trainer import adapter, attention, batch
+from finetune_trainer.distributed import Device
+from finetune_trainer.errors import NotFound
+from finetune_trainer.source import ModelFolder
+
+logger = logging.getLogger(__name__)
+
+PROBE_LENGTHS = (5, 9)
+"""Records with which it is tried whether a model keeps packed records apart."""
+
+
+@dataclass(frozen=True, eq=False)
+class Learner:
+    """A model in training."""
+
+    network: Any
+    device: torch.device
+    precision: Precision
+    packed: bool
+    full: bool
+    stored_dtype: torch.dtype
+    """How the source stores its weights, and so how full weights are stored in the output."""
+    head: "_TargetsOnly"
+
+    @property
+    def trained(self) -> dict[str, torch.nn.Parameter]:
+        """What is trained, by name."""
+        return {name: weight for name, weight in self.network.named_parameters() if weight.requires_grad}
+
+    def loss(self, tensors: batch.Tensors) -> torch.Tensor:
+        """The loss, summed over the targets."""
+        with self._autocast():
+            self.head.positions = tensors.positions
+            logits = self.network(**tensors.inputs, use_cache=False).logits
+        return functional.cross_entropy(self.head.picked(logits).float(), tensors.targets, reduction="sum")
+
+    def _autocast(self) -> AbstractContextManager[Any]:
+        return torch.autocast(self.device.type, torch.bfloat16) if self.precision == Precision.BF16 else nullcontext()
+
+    def describe(self) -> str:
+        """Method, sizes, precision and layout, for people."""
+        trained, total = (sum(w.numel() for w in ws) for ws in (self.trained.values(), self.network.parameters()))
+        share = "all" if trained == total else f"{trained:,} of"
+        layout = "packed" if self.packed else "padded"
+        return f"trains {share} {total:,} parameters in {self.precision} on {self.device.type}, records {layout}"
+
+
+class _TargetsOnly:
+    """Lets the output layer compute only where something is learned: a large vocabulary costs most of the memory."""
+
+    positions: torch.Tensor
+
+    def __init__(self, network: Any) -> None:
+        layer = network.get_output_embeddings()
+        if layer is not None:
+            layer.register_forward_pre_hook(self._pick)
+
+    def picked(self, logits: torch.Tensor) -> torch.Tensor:
+        """The logits at the positions, for models whose output layer is none of its own too."""
+        flat = logits.flatten(0, -2)
+        return flat if len(flat) == len(self.positions) else flat[self.positions]
+
+    def _pick(self, _layer: torch.nn.Module, arguments: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+        hidden, *rest = arguments
+        return (hidden.flatten(0, -2)[self.positions][None], *rest)
+
+
+def load(
+    folder: ModelFolder, config: TrainerConfig, device: Device, *, most_tokens: int, checkpoint: Path | None = None
+) -> Learner:
+    """The model, ready to train; full weights from `checkpoint` if there is one. Raises NotFound, ConfigInvalid.
+
+    `most_tokens` is what the largest forward pass holds.
+    """
+    wanted, training = config.method.adapter, config.training
+    precision = choose_precision(training.precision, device)
+    place = torch.device(device.kind)
+    _prepare_torch(device, deterministic=training.deterministic)
+    frozen_dtype = torch.bfloat16 if precision == Precision.BF16 and wanted is not None else torch.float32
+    network = _load_network(folder, frozen_dtype, checkpoint if wanted is None else None).to(place)
+    packed = training.packing and _can_pack(network, place)
+    if training.packing and not packed:
+        logger.warning("this model can't keep packed records apart: records are padded instead")
+    if wanted is not None:
+        network = adapter.add(network, wanted, seed=training.seed)
+    if _recomputes(network, training.gradient_checkpointing, precision, most_tokens):
+        network.activation_checkpointing_enable({"use_reentrant": False})
+    network.train()
+    stored = _stored_dtype(folder)
+    return Learner(network, place, precision, packed, wanted is None, stored, _TargetsOnly(network))
+
+
+def choose_precision(wanted: Precision, device: Device) -> Precision:
+    """BF16 where the device computes it natively."""
+    if wanted != Precision.AUTO:
+        return wanted
+    if device.kind == "cuda":
+        native = torch.cuda.is_bf16_supported(including_emulation=False)
+    else:
+        flags = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
+        native = "avx512_bf16" in flags or "amx_bf16" in flags
+    return Precision.BF16 if native else Precision.FP32
+
+
+def _prepare_torch(device: Device, *, deterministic: bool) -> None:
+    transformers.utils.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    attention.register()
+    if deterministic and device.kind == "cuda":
+        torch.use_deterministic_algorithms(mode=True)
+        torch.backends.cudnn.benchmark = False
+
+
+def _load_network(folder: ModelFolder, dtype: torch.dtype, checkpoint: Path | None) -> Any:
+    uri = folder.source.uri
+    try:
+        loaded: Any = transformers.AutoModelForCausalLM.from_pretrained(
+            checkpoint or folder.path,
+            dtype=dtype,
+            use_safetensors=True,
+            trust_remote_code=folder.source.trust_remote_code,
+            local_files_only=True,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # they are refused below, with the reason
+        )
+    except (OSError, ValueError, KeyError, ImportError, SafetensorError) as error:
+        raise NotFound(f"model {uri} can't be loaded: {error}") from error
+    network, report = loaded
+    missing, wrong = sorted(report["missing_keys"]), report["mismatched_keys"]
+    if missing or wrong:
+        what = f"weights are missing, e.g. {missing[0]}" if missing else f"weights have other sizes: {wrong}"
+        raise NotFound(f"model {uri} doesn't fit its config.json: {what}")
+    return network
+
+
+def _recomputes(network: Any, wanted: Switch, precision: Precision, most_tokens: int) -> bool:
+    """Whether activations are computed again. Auto: on CUDA, where they would fill more than half of what is free."""
+    if wanted != Switch.AUTO or network.device.type != "cuda":
+        return wanted == Switch.ENABLED
+    text = network.config.get_text_config()
+    bytes_each = 40 if precision == Precision.BF16 else 80  # a token, layer and hidden unit; roughly, for gated MLPs
+    return bool(most_tokens * text.num_hidden_layers * text.hidden_size * bytes_each > torch.cuda.mem_get_info()[0] / 2)
+
+
+def _can_pack(network: Any, device: torch.device) -> bool:
+    """Whether the model gives packed records what it gives them one by one; if so, it is set to do so."""
+    if not getattr(network, "_supports_attention_backend", False):
+        return False
+    before = network.config._attn_implementation
+    rows = [(torch.arange(length, device=device) * 7 + 3) % network.config.vocab_size for length in PROBE_LENGTHS]
+    network.eval()
+    with torch.no_grad(), warnings.catch_warnings(action="ignore"):
+        alone = torch.cat([network(input_ids=row[None], use_cache=False).logits[0] for row in rows])
+        network.set_attn_implementation(attention.NAME)
+        try:
+            together = network(
+                input_ids=torch.cat(rows)[None],
+                position_ids=torch.cat([torch.arange(length, device=device) for length in PROBE_LENGTHS])[None],
+                segments=PROBE_LENGTHS,
+                use_cache=False,
+            ).logits[0]
+            apart = bool((alone - together).abs().max() < _tolerance(alone))
+        except Exception as error:  # noqa: BLE001 - whatever a model's code can't do with this, padding can
+            logger.info("packing was tried and failed: %s", error)
+            apart = False
+    if not apart:
+        network.set_attn_implementation(before)
+    return apart
+
+
+def _tolerance(logits: torch.Tensor) -> float:
+    """How far logits may differ by rounding alone."""
+    return float(logits.float().std()) * (1e-3 if logits.dtype == torch.float32 else 0.15)
+
+
+def _stored_dtype(folder: ModelFolder) -> torch.dtype:
+    named = folder.config.get("dtype") or folder.config.get("torch_dtype") or "float32"
+    found = getattr(torch, str(named), torch.float32)
+    return found if isinstance(found, torch.dtype) else torch.float32

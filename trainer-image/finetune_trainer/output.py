@@ -1,0 +1,77 @@
+"""The finished model: weights or adapter, tokenizer, model card, the run's settings and history. Whole or not there."""
+
+import json
+import shutil
+from importlib import metadata
+from pathlib import Path
+
+from safetensors import SafetensorError
+
+from finetune_api.snapshot import SavedOutput, Snapshot
+from finetune_api.trainer_config import TrainerConfig
+from finetune_api.uris import Scheme, Uri
+from finetune_trainer import durable, history, weights
+from finetune_trainer.model import Learner
+from finetune_trainer.source import ModelFolder
+
+LIBRARIES = ("torch", "transformers", "peft", "tokenizers", "safetensors")
+
+
+def write(
+    config: TrainerConfig,
+    learner: Learner,
+    *,
+    model: ModelFolder,
+    steps: history.History,
+    last: Snapshot,
+    checkpoint: str,
+) -> SavedOutput:
+    """Write the output folder. Raises OSError."""
+    saved = SavedOutput(path=history.OUTPUT, checkpoint=checkpoint)
+    if learner.full:
+        learner.network.to(learner.stored_dtype)
+    try:
+        with durable.new_folder(Path(config.run_path) / history.OUTPUT) as folder:
+            weights.write(learner, model, folder)
+            weights.copy_tokenizer(model, folder)
+            (folder / "README.md").write_text(model_card(config, last), encoding="utf-8")
+            logs = folder / history.FOLDER
+            logs.mkdir()
+            (logs / history.PARAMETERS).write_text(config.encode() + "\n", encoding="utf-8")
+            told = last.model_copy(update={"output": saved})
+            (logs / history.LAST_SNAPSHOT).write_text(told.encode() + "\n", encoding="utf-8")
+            if steps.path.exists():
+                shutil.copyfile(steps.path, logs / history.FILE)
+    except SafetensorError as error:
+        raise OSError(str(error)) from error
+    return saved
+
+
+def versions() -> dict[str, str]:
+    """Of the libraries that decide what comes out."""
+    return {name: metadata.version(name) for name in LIBRARIES}
+
+
+def model_card(config: TrainerConfig, last: Snapshot) -> str:
+    """README.md: what this model is, made from what, and how."""
+    progress = last.progress
+    adapter = config.method.adapter
+    library = "transformers" if adapter is None else "peft"
+    on_hub = config.model.uri.startswith(f"{Scheme.HUB}://")
+    base = f"base_model: {Uri.parse(config.model.uri).name}\n" if on_hub else ""
+    kind = "PeftModel.from_pretrained(base, FOLDER)" if adapter else "AutoModelForCausalLM.from_pretrained(FOLDER)"
+    settings = json.dumps(config.training.to_wire() | {"method": config.method.to_wire()}, indent=2)
+    assert progress is not None
+    assert progress.loss is not None
+    figures = (
+        f"- Steps: {progress.batch}, epochs: {progress.total_epochs}, tokens: {progress.tokens:,}\n"
+        f"- Loss of the last step: {progress.loss:.4f}\n"
+    )
+    used = "\n".join(f"- {name} {version}" for name, version in versions().items())
+    return (
+        f"---\nlibrary_name: {library}\n{base}pipeline_tag: text-generation\ntags: [finetune-operator]\n---\n\n"
+        f"# {config.run.name}\n\n"
+        f"{config.method.type} fine-tuning of `{config.model.uri}` on `{config.dataset.train.uri}` ({config.task}).\n"
+        f"Load it with `{kind}`.\n\n## Result\n\n{figures}\n"
+        f"## Hyperparameters\n\n```json\n{settings}\n```\n\n## Versions\n\n{used}\n"
+    )

@@ -1,0 +1,42 @@
+"""What is trained, to files and back: an adapter in peft's form, full weights in transformers', safetensors both."""
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import peft
+from safetensors.torch import load_file, save_file
+
+from finetune_trainer.model import Learner
+from finetune_trainer.source import ModelFolder
+from finetune_trainer.tokenizer import FILES
+
+ADAPTER = "adapter_model.safetensors"
+
+
+def write(learner: Learner, folder: ModelFolder, target: Path) -> None:
+    """Write what is trained, so that plain peft or transformers loads it; full weights with their tokenizer."""
+    if learner.full:
+        learner.network.save_pretrained(target)
+        copy_tokenizer(folder, target)
+        return
+    tensors = peft.get_peft_model_state_dict(learner.network, save_embedding_layers=False)
+    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, target / ADAPTER, {"format": "pt"})
+    settings = learner.network.peft_config["default"]
+    trains, settings.inference_mode = settings.inference_mode, True
+    settings.save_pretrained(str(target))
+    settings.inference_mode = trains
+
+
+def read_adapter(learner: Learner, source: Path) -> None:
+    """Take an adapter's weights from a checkpoint; full weights are read when the model is loaded."""
+    tensors = load_file(source / ADAPTER, device=str(learner.device))
+    result: Any = peft.set_peft_model_state_dict(learner.network, tensors)
+    assert not result.unexpected_keys, result.unexpected_keys
+
+
+def copy_tokenizer(folder: ModelFolder, target: Path) -> None:
+    """The tokenizer as it came, byte for byte."""
+    for name in FILES:
+        if (folder.path / name).is_file():
+            shutil.copyfile(folder.path / name, target / name)
