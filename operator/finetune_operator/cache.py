@@ -1,0 +1,186 @@
+"""What the operator has seen: objects parsed once at the border, children by run, trainers' newest snapshots.
+
+Fed by watches, lists, fresh reads and the operator's own writes, in any order: what is older than what is already known
+is skipped. One object that can't be read never stops the others. It must never be the ground for a create or a delete.
+"""
+
+import logging
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+
+from finetune_api.fields import cut
+from finetune_api.snapshot import Snapshot
+from finetune_operator import kinds, names
+from finetune_operator.children import Body, Claim, Job, Pod
+from finetune_operator.kinds import Kind, View
+from finetune_operator.names import Key
+from finetune_operator.world import Run, World
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Entry:
+    """One object. `view` is None if it can't be read."""
+
+    uid: str
+    version: int
+    namespace: str
+    key: Key | None
+    run_uid: str | None
+    view: View | None
+
+
+@dataclass
+class _Shelf:
+    """All objects of one kind, and which were deleted since the last full list."""
+
+    entries: dict[str, Entry] = field(default_factory=dict)
+    gone: dict[str, int] = field(default_factory=dict)
+
+
+class Cache:
+    """Of one operator; used from its event loop alone, but for `phases`."""
+
+    def __init__(self) -> None:
+        self._shelves: dict[str, _Shelf] = {kind.name: _Shelf() for kind in kinds.KINDS}
+        self._runs: dict[Key, str] = {}
+        self._children: dict[str, dict[str, Entry]] = {}
+        self._snapshots: dict[str, Snapshot] = {}
+
+    def put(self, kind: Kind, body: Body) -> Key | None:
+        """Take in an object. Returns the run to look at, None if this is nothing new."""
+        shelf, uid, version = self._shelves[kind.name], body["metadata"]["uid"], _version(body)
+        known = shelf.entries.get(uid)
+        if uid in shelf.gone or (known is not None and version <= known.version):
+            return None
+        entry = _entry(kind, body, uid=uid, version=version)
+        shelf.entries[uid] = entry
+        if kind is kinds.RUN:
+            self._put_run(entry)
+        elif entry.run_uid is not None:
+            self._children.setdefault(entry.run_uid, {})[uid] = entry
+        return entry.key
+
+    def delete(self, kind: Kind, body: Body) -> Key | None:
+        """Forget an object that was deleted. Returns the run to look at."""
+        shelf, uid = self._shelves[kind.name], body["metadata"]["uid"]
+        shelf.gone[uid] = _version(body)
+        entry = shelf.entries.get(uid)
+        return self._drop(kind, entry) if entry else None
+
+    def prune(self, kind: Kind, *, namespace: str | None, seen: Iterable[str], version: str) -> set[Key]:
+        """Forget what a full list of `version` doesn't have and isn't newer. Returns the runs to look at."""
+        shelf, listed, at = self._shelves[kind.name], set(seen), int(version)
+        shelf.gone = {uid: deleted for uid, deleted in shelf.gone.items() if deleted > at}
+        ghosts = [
+            entry
+            for uid, entry in shelf.entries.items()
+            if uid not in listed and entry.version <= at and namespace in (None, entry.namespace)
+        ]
+        return {key for ghost in ghosts if (key := self._drop(kind, ghost))}
+
+    def prune_children(self, kind: Kind, *, run_uid: str, seen: Iterable[str], version: str) -> None:
+        """The same for the children of one run."""
+        listed, at = set(seen), int(version)
+        for entry in [*self._children.get(run_uid, {}).values()]:
+            mine = entry.uid in self._shelves[kind.name].entries
+            if mine and entry.uid not in listed and entry.version <= at:
+                self._drop(kind, entry)
+
+    def forget(self, key: Key) -> None:
+        """There is no such run."""
+        uid = self._runs.get(key)
+        entry = self._shelves[kinds.RUN.name].entries.get(uid) if uid else None
+        if entry:
+            self._drop(kinds.RUN, entry)
+
+    def put_snapshot(self, snapshot: Snapshot) -> bool:
+        """Take in what a trainer says of itself. Returns whether it is news."""
+        known = self._snapshots.get(snapshot.run_uid)
+        place = (snapshot.attempt, snapshot.sequence)
+        if known is not None and place < (known.attempt, known.sequence):
+            return False
+        self._snapshots[snapshot.run_uid] = snapshot
+        return known is None or place > (known.attempt, known.sequence)
+
+    def world(self, key: Key) -> World | None:
+        """All that is known of a run; None if there is no such run, or it can't be read."""
+        run = self.run(key)
+        if run is None:
+            return None
+        uid = run.metadata.uid
+        children = [entry.view for entry in self._children.get(uid, {}).values()]
+        jobs = tuple(view for view in children if isinstance(view, Job))
+        claims = {view.name: view for view in children if isinstance(view, Claim)}
+        return World(
+            run=run,
+            jobs=tuple(sorted(jobs, key=lambda job: job.attempt)),
+            pods=tuple(view for view in children if isinstance(view, Pod)),
+            claim=claims.get(names.claim(key.name, uid)),
+            snapshot=self._snapshots.get(uid),
+        )
+
+    def run(self, key: Key) -> Run | None:
+        """A run as it was last seen."""
+        uid = self._runs.get(key)
+        entry = self._shelves[kinds.RUN.name].entries.get(uid) if uid else None
+        return entry.view if entry and isinstance(entry.view, Run) else None
+
+    def active(self) -> Iterator[Run]:
+        """The runs that have not ended."""
+        return (run for run in self._all_runs() if not run.status.is_finished)
+
+    def phases(self) -> Iterator[str]:
+        """Each run's phase. For the metrics' thread too: copying a dictionary's values can't be interrupted."""
+        return (run.status.phase or "Pending" for run in self._all_runs())
+
+    def _all_runs(self) -> Iterator[Run]:
+        entries = list(self._shelves[kinds.RUN.name].entries.values())
+        return (entry.view for entry in entries if isinstance(entry.view, Run))
+
+    def _put_run(self, entry: Entry) -> None:
+        assert entry.key is not None, "a run's key is its own name"
+        runs = self._shelves[kinds.RUN.name].entries
+        other = runs.get(self._runs.get(entry.key, ""))
+        if other is not None and other.uid != entry.uid:
+            older = min(other, entry, key=lambda one: one.version)
+            self._drop(kinds.RUN, older)
+        if entry.uid in runs:
+            self._runs[entry.key] = entry.uid
+
+    def _drop(self, kind: Kind, entry: Entry) -> Key | None:
+        self._shelves[kind.name].entries.pop(entry.uid, None)
+        if kind is kinds.RUN:
+            self._snapshots.pop(entry.uid, None)
+            if entry.key is not None and self._runs.get(entry.key) == entry.uid:
+                del self._runs[entry.key]
+        elif entry.run_uid is not None:
+            siblings = self._children.get(entry.run_uid, {})
+            siblings.pop(entry.uid, None)
+            if not siblings:
+                self._children.pop(entry.run_uid, None)
+        return entry.key
+
+
+def _version(body: Body) -> int:
+    """Resource versions of one kind are numbers that grow (KEP-5504)."""
+    return int(body["metadata"]["resourceVersion"])
+
+
+def _entry(kind: Kind, body: Body, *, uid: str, version: int) -> Entry:
+    view: View | None = None
+    try:
+        view = kind.parse(body)
+    except (ValueError, KeyError, TypeError, AttributeError, StopIteration) as error:
+        metadata = body["metadata"]
+        where = f"{kind.name} {metadata.get('namespace')}/{metadata.get('name')}"
+        log.warning("%s can't be read and is left alone: %s", where, cut(f"{type(error).__name__} {error}", 300))
+    return Entry(
+        uid=uid,
+        version=version,
+        namespace=body["metadata"].get("namespace") or "",
+        key=kinds.run_key(kind, body),
+        run_uid=kinds.run_uid(kind, body),
+        view=view,
+    )

@@ -1,0 +1,142 @@
+"""Kubernetes, as the reconcile loop sees it: what is there, what is to be created, what is to be said.
+
+The only module that writes to the API server. Each write carries what makes it safe to repeat: a deterministic name and
+an owner, or the resource version that was read. It never deletes anything.
+"""
+
+import asyncio
+import logging
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from finetune_api.status import FineTuneRunStatus
+from finetune_operator import kinds, names
+from finetune_operator.cache import Cache
+from finetune_operator.children import Claim
+from finetune_operator.connection import Connection, Object
+from finetune_operator.errors import ExistsError, GoneError, OperatorError, TakenError
+from finetune_operator.kinds import Kind
+from finetune_operator.names import Key
+from finetune_operator.world import ChildWarning, Run, World
+
+log = logging.getLogger(__name__)
+
+_WARNINGS = "20"
+
+
+class KubernetesCluster:
+    """Implements reconcile.Cluster."""
+
+    def __init__(self, connection: Connection, *, cache: Cache) -> None:
+        self._connection = connection
+        self._cache = cache
+
+    async def observe(self, key: Key, *, fresh: bool) -> World | None:
+        """From the cache; `fresh` brings it up to date by quorum reads first."""
+        if not fresh:
+            return self._cache.world(key)
+        try:
+            body = await self._connection.get(kinds.RUN.path(*key))
+        except GoneError:
+            self._cache.forget(key)
+            return None
+        self._cache.put(kinds.RUN, body)
+        children = (kinds.JOB, kinds.POD, kinds.CLAIM)
+        uid = body["metadata"]["uid"]
+        await asyncio.gather(*(self._read_children(kind, key, run_uid=uid) for kind in children))
+        world = self._cache.world(key)
+        return world and replace(world, claim=world.claim or await self._claim_of_the_user(world.run))
+
+    async def _read_children(self, kind: Kind, key: Key, *, run_uid: str) -> None:
+        selector = f"{kind.selector},{names.RUN_LABEL}={key.name}"
+        found = await self._connection.get(kind.path(key.namespace), labelSelector=selector)
+        for body in found["items"]:
+            self._cache.put(kind, body)
+        seen = [body["metadata"]["uid"] for body in found["items"]]
+        self._cache.prune_children(kind, run_uid=run_uid, seen=seen, version=found["metadata"]["resourceVersion"])
+
+    async def _claim_of_the_user(self, run: Run) -> Claim | None:
+        """The claim that the spec names. It has no label of ours, so no watch tells of it."""
+        if run.spec is None or run.spec.storage.claim_name is None:
+            return None
+        path = kinds.CLAIM.path(run.metadata.namespace, run.spec.storage.claim_name)
+        try:
+            return Claim.parse(await self._connection.get(path))
+        except GoneError:
+            return None
+
+    async def warnings(self, world: World) -> tuple[ChildWarning, ...]:
+        """Events of type Warning about the newest attempt's claim, Job and pod, newest first."""
+        uids = [child.uid for child in (world.claim, world.job, world.pod) if child is not None]
+        namespace = world.run.metadata.namespace
+        lists = await asyncio.gather(*(self._warnings_about(uid, namespace=namespace) for uid in uids))
+        found = sorted((event for events in lists for event in events), key=_last_seen, reverse=True)
+        return tuple(
+            ChildWarning(
+                kind=event["involvedObject"].get("kind") or "",
+                name=event["involvedObject"].get("name") or "",
+                reason=event.get("reason") or "",
+                message=event.get("message") or "",
+            )
+            for event in found
+        )
+
+    async def _warnings_about(self, uid: str, *, namespace: str) -> list[Object]:
+        query = {"fieldSelector": f"involvedObject.uid={uid},type=Warning", "limit": _WARNINGS}
+        answer = await self._connection.get(f"/api/v1/namespaces/{namespace}/events", **query)
+        items: list[Object] = answer["items"]
+        return items
+
+    async def create(self, run: Run, manifest: Mapping[str, Any]) -> None:
+        """Create a child, or adopt it if it is this run's already."""
+        kind, metadata = kinds.called(manifest["kind"]), manifest["metadata"]
+        path = kind.path(metadata["namespace"])
+        try:
+            body = await self._connection.post(path, manifest)
+            log.info("%s: %s %s created", run.key, kind.name, metadata["name"])
+        except ExistsError:
+            body = await self._connection.get(f"{path}/{metadata['name']}")
+            if kinds.run_uid(kind, body) != run.metadata.uid:
+                raise TakenError(_taken(kind, metadata["name"])) from None
+        self._cache.put(kind, body)
+
+    async def write_status(self, run: Run, new: FineTuneRunStatus) -> Run:
+        """Replace the status of exactly the version that was read. The answer goes into the cache."""
+        body = {
+            "metadata": {"resourceVersion": run.metadata.resource_version},
+            "status": merge_patch(run.status.to_wire(), new.to_wire()),
+        }
+        answer = await self._connection.patch(f"{kinds.RUN.path(*run.key)}/status", body)
+        self._cache.put(kinds.RUN, answer)
+        return Run.parse(answer)
+
+    async def post_event(self, manifest: Mapping[str, Any]) -> None:
+        """Post a Kubernetes Event under its own name: one that is there already is the same."""
+        try:
+            await self._connection.post(f"/api/v1/namespaces/{manifest['metadata']['namespace']}/events", manifest)
+        except ExistsError:
+            log.debug("event %s was posted before", manifest["metadata"]["name"])
+        except OperatorError as error:
+            log.warning("event %s can't be posted: %s", manifest["metadata"]["name"], error)
+
+
+def merge_patch(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
+    """A JSON merge patch (RFC 7386) that makes `old` into `new`: all that is new, and null for what is gone.
+
+    Lists are replaced as a whole.
+    """
+    patch: dict[str, Any] = {key: None for key in old if key not in new}
+    for key, value in new.items():
+        before = old.get(key)
+        patch[key] = merge_patch(before, value) if isinstance(before, dict) and isinstance(value, dict) else value
+    return patch
+
+
+def _last_seen(event: Object) -> str:
+    return event.get("lastTimestamp") or event.get("eventTime") or event["metadata"]["creationTimestamp"] or ""
+
+
+def _taken(kind: Kind, name: str) -> str:
+    instead = "name another in spec.storage.claimName" if kind is kinds.CLAIM else "create the run under another name"
+    return f"{kind.name} {name} exists and isn't this run's: delete it, or {instead}"

@@ -1,0 +1,127 @@
+"""The operator as a process of this machine, with the rights of examples/operator-rbac.yaml and no more.
+
+    with operatorprocess.running(kubeconfig, folder=tmp_path, namespaces=["test"]) as operator:
+        operator.kill()
+        operator.start()
+
+Ends what it started, however the block is left.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import os
+import signal
+import socket
+import subprocess
+import sys
+import urllib.error
+import urllib.request
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from finetune_operator.settings import PREFIX
+from tests.cluster.controlplane import ControlPlane
+
+ROOT = Path(__file__).resolve().parents[2]
+RBAC = ROOT / "examples" / "operator-rbac.yaml"
+NAMESPACE, ACCOUNT = "finetune-system", "finetune-operator"
+USER = f"system:serviceaccount:{NAMESPACE}:{ACCOUNT}"
+
+
+@dataclasses.dataclass
+class OperatorProcess:
+    """One operator, which may be ended and started again."""
+
+    environment: dict[str, str]
+    log: Path
+    health_port: int
+    metrics_port: int
+    process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        """Once more, with the same settings."""
+        assert self.process is None, "it runs"
+        with self.log.open("ab") as log:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "finetune_operator"], env=self.environment, stdout=log, stderr=log
+            )
+
+    def kill(self) -> None:
+        """SIGKILL."""
+        self._end(signal.SIGKILL)
+
+    def stop(self, *, seconds: float = 10) -> int:
+        """SIGTERM; the exit code."""
+        return self._end(signal.SIGTERM, seconds=seconds)
+
+    def _end(self, number: signal.Signals, *, seconds: float = 10) -> int:
+        assert self.process is not None, "it doesn't run"
+        process, self.process = self.process, None
+        process.send_signal(number)
+        try:
+            return process.wait(timeout=seconds)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+            raise
+
+    def metrics(self) -> str:
+        """What it answers at /metrics."""
+        return self._get(self.metrics_port, "/metrics")
+
+    def healthy(self) -> bool:
+        """Whether /healthz is green; one that doesn't answer yet isn't."""
+        try:
+            self._get(self.health_port, "/healthz")
+        except urllib.error.URLError:
+            return False
+        return True
+
+    def _get(self, port: int, path: str) -> str:
+        opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+        with opener.open(f"http://127.0.0.1:{port}{path}", timeout=10) as response:
+            text: str = response.read().decode()
+            return text
+
+
+@contextlib.contextmanager
+def running(
+    kubeconfig: Path, *, folder: Path, namespaces: Sequence[str] = (), **settings: object
+) -> Iterator[OperatorProcess]:
+    """An operator for these namespaces, or for all."""
+    health, metrics = free_port(), free_port()
+    chosen = {
+        "bind_address": "127.0.0.1",
+        "health_port": health,
+        "metrics_port": metrics,
+        "log_format": "text",
+        "namespaces": ",".join(namespaces),
+        **settings,
+    }
+    environment = {
+        **{name: value for name, value in os.environ.items() if not name.startswith(PREFIX)},
+        **{f"{PREFIX}{name}".upper(): str(value) for name, value in chosen.items()},
+        "KUBECONFIG": str(kubeconfig),
+    }
+    operator = OperatorProcess(environment, folder / "operator.log", health, metrics)
+    operator.start()
+    try:
+        yield operator
+    finally:
+        if operator.process is not None:
+            operator.kill()
+
+
+def account(control_plane: ControlPlane) -> Path:
+    """A kubeconfig of the account in the example, which has to be applied before."""
+    return control_plane.service_account_kubeconfig(NAMESPACE, ACCOUNT)
+
+
+def free_port() -> int:
+    """A port that nobody listened on a moment ago."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port

@@ -1,0 +1,156 @@
+"""The resync: the barrier before everything, and what a watch lost."""
+
+import asyncio
+
+import pytest
+from aiohttp import web
+
+from finetune_operator import kinds
+from finetune_operator.cache import Cache
+from finetune_operator.connection import Connection
+from finetune_operator.errors import RefusedError, UserError
+from finetune_operator.kinds import KINDS, Kind
+from finetune_operator.names import Key
+from finetune_operator.resync import Resync
+from finetune_operator.settings import Settings
+from tests import bodies, builders, worlds
+from tests.apiserver import ApiServer
+from tests.worlds import KEY, UID
+
+
+class Told:
+    """What the resync told others."""
+
+    def __init__(self) -> None:
+        self.woken: list[Key] = []
+        self.rounds = 0
+        self.again = asyncio.Event()
+
+    def done(self) -> None:
+        self.rounds += 1
+        self.again.set()
+
+
+@pytest.fixture
+def told() -> Told:
+    return Told()
+
+
+@pytest.fixture
+def cache() -> Cache:
+    return Cache()
+
+
+def resync(api: Connection, cache: Cache, told: Told, **settings: object) -> Resync:
+    chosen = Settings.model_validate({"resync_seconds": 0.02, **settings})
+    return Resync(api, cache=cache, wake=told.woken.append, done=told.done, settings=chosen)
+
+
+def lists(server: ApiServer, kind: Kind, *items: object, version: int = 50, namespace: str | None = None) -> None:
+    server.answers.pop(("GET", kind.path(namespace)), None)
+    server.on("GET", kind.path(namespace), {"items": items, "metadata": {"resourceVersion": str(version)}})
+
+
+@pytest.fixture(autouse=True)
+def empty(server: ApiServer) -> None:
+    for kind in KINDS:
+        lists(server, kind)
+
+
+async def test_everything_is_listed_and_what_is_unfinished_is_looked_at(
+    api: Connection, server: ApiServer, cache: Cache, told: Told
+) -> None:
+    ended = {"type": "Finished", "status": "True", "reason": "x", "lastTransitionTime": builders.CREATED}
+    over = worlds.body(uid="over", name="over", status={"conditions": [ended]})
+    lists(server, kinds.RUN, worlds.body(), over)
+    lists(server, kinds.JOB, bodies.job())
+    found = resync(api, cache, told)
+    await found.once()
+    assert sorted(told.woken) == [KEY._replace(name="over"), KEY]
+    told.woken.clear()
+    await found.once()
+    assert told.woken == [KEY], "nothing is new, and only one goes on"
+    assert told.rounds == 2
+    assert found.age() < 5
+    selectors = {asked.path: asked.query.get("labelSelector") for asked in server.asked}
+    assert selectors == {kind.path(): kind.selector or None for kind in KINDS}
+
+
+async def test_what_a_watch_never_told_is_found_and_forgotten(
+    api: Connection, server: ApiServer, cache: Cache, told: Told
+) -> None:
+    cache.put(kinds.RUN, worlds.body())
+    cache.put(kinds.JOB, bodies.job())
+    lists(server, kinds.RUN, worlds.body())
+    await resync(api, cache, told).once()
+    world = cache.world(KEY)
+    assert world
+    assert world.jobs == ()
+    assert told.woken == [KEY]
+
+
+async def test_the_namespaces_that_are_served_are_listed_one_by_one(
+    api: Connection, server: ApiServer, cache: Cache, told: Told
+) -> None:
+    for namespace in ("ml", "other"):
+        for kind in KINDS:
+            lists(server, kind, namespace=namespace)
+    lists(server, kinds.RUN, worlds.body(), namespace="ml")
+    await resync(api, cache, told, namespaces=("ml", "other")).once()
+    assert cache.world(KEY), "the second namespace's list says nothing of the first"
+    assert {asked.path for asked in server.asked} == {kind.path(ns) for kind in KINDS for ns in ("ml", "other")}
+
+
+async def test_the_barrier_waits_for_an_api_server_that_is_not_there_yet(
+    api: Connection, server: ApiServer, cache: Cache, told: Told
+) -> None:
+    server.answers.clear()
+    server.refuses("GET", kinds.RUN.path(), 503, Retry_After="0.01")
+    for kind in KINDS:
+        server.on("GET", kind.path(), {"items": [], "metadata": {"resourceVersion": "1"}})
+    await resync(api, cache, told).first()
+    assert told.rounds == 1
+
+
+async def test_without_the_crd_it_says_what_to_apply(
+    api: Connection, server: ApiServer, cache: Cache, told: Told
+) -> None:
+    server.answers.clear()
+    with pytest.raises(UserError, match="FineTuneRun: is not known to this API server; kubectl apply -f crds/"):
+        await resync(api, cache, told).first()
+
+
+async def test_without_rights_it_says_whose(api: Connection, server: ApiServer, cache: Cache, told: Told) -> None:
+    server.answers.clear()
+    server.refuses("GET", kinds.RUN.path(), 403, message='User "x" cannot list resource "finetuneruns"')
+    with pytest.raises(RefusedError, match="cannot list"):
+        await resync(api, cache, told).first()
+
+
+async def test_one_that_fails_is_followed_by_the_next_and_the_age_tells(
+    api: Connection, server: ApiServer, cache: Cache, told: Told
+) -> None:
+    found = resync(api, cache, told)
+    await found.once()
+    cache.put(kinds.JOB, bodies.job())
+    lists(server, kinds.RUN, worlds.body())
+    server.answers[("GET", kinds.JOB.path())].clear()
+    refused = asyncio.Semaphore(0)
+
+    async def refuse(_: web.Request) -> web.StreamResponse:
+        refused.release()
+        return web.Response(status=500)
+
+    server.calls("GET", kinds.JOB.path(), refuse)
+    told.again.clear()
+    task = asyncio.create_task(found.run())
+    async with asyncio.timeout(5):
+        for _ in range(3):
+            await refused.acquire()
+    assert told.rounds == 1
+    assert found.age() > 0.02
+    lists(server, kinds.JOB, bodies.job(metadata={"ownerReferences": [{"controller": True, "uid": UID}]}))
+    async with asyncio.timeout(5):
+        await told.again.wait()
+    assert not task.done()
+    task.cancel()
