@@ -4,11 +4,10 @@ Part of the run protocol, which any image may speak. A snapshot is a hint for pr
 decided from the Job, the exit code and the last word. Nothing here may grow without a bound.
 """
 
-from datetime import datetime
 from enum import IntEnum, StrEnum
 from typing import Annotated, Literal, Self
 
-from pydantic import ConfigDict, Field, ValidationError
+from pydantic import AwareDatetime, ConfigDict, Field, ValidationError
 
 from finetune_api.fields import ApiModel, cut
 
@@ -107,7 +106,7 @@ class Milestone(SnapshotModel):
 
     type: MilestoneType
     """What happened."""
-    time: datetime
+    time: AwareDatetime
     """When."""
     message: Annotated[str, Field(max_length=1024)] = ""
     """What happened, for people."""
@@ -146,7 +145,7 @@ class TrainProgress(SnapshotModel):
     """Share of time in which the device was busy."""
     device_memory_bytes: Count | None = None
     """Memory used on the device; on CPU the process's resident memory."""
-    last_step_time: datetime | None = None
+    last_step_time: AwareDatetime | None = None
     """When the last step ended."""
 
 
@@ -157,7 +156,7 @@ class SavedCheckpoint(SnapshotModel):
     """ep<epoch>-ba<batch>."""
     step: Count
     """Optimizer steps done when it was saved."""
-    time: datetime
+    time: AwareDatetime
     """When it was complete."""
     size_bytes: Count
     """Size of all its files."""
@@ -198,7 +197,7 @@ class Snapshot(SnapshotModel):
     """Attempt that this is about; others are ignored."""
     sequence: Count
     """Grows with every snapshot of an attempt."""
-    time: datetime
+    time: AwareDatetime
     """When this was said."""
     milestones: Annotated[tuple[Milestone, ...], Field(max_length=8)] = ()
     """What has happened, in order; each type once."""

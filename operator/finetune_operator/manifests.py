@@ -213,6 +213,7 @@ def _environment(run: Run, *, attempt: int) -> list[Manifest]:
     found: list[Manifest] = [
         {"name": CONFIG_VARIABLE, "value": config.replace("$", "$$")},  # the kubelet expands $(NAME), and makes $$ a $
         {"name": "TMPDIR", "value": CACHE_MOUNT},
+        {"name": "HF_HOME", "value": f"{CACHE_MOUNT}/huggingface"},
     ]
     credentials = _spec(run).model.credentials
     if credentials is not None:

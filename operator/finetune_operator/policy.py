@@ -5,11 +5,10 @@ Read CHECKS at the end as the table of contents. A check looks at one World and 
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import datetime
 from enum import Enum, auto
 
 from finetune_api.fields import cut
-from finetune_api.snapshot import FINAL_CODES, REASONS, EventType, ExitCode
+from finetune_api.snapshot import FINAL_CODES, REASONS, ExitCode
 from finetune_api.spec import MANAGED_BY
 from finetune_api.status import Failure
 from finetune_operator import support
@@ -111,7 +110,7 @@ def create_what_was_recorded(world: World) -> Decision | None:
 
     Two trainers never share a volume: a pod that still runs is waited for, also one whose Job was deleted.
     """
-    if world.job is None and not has_started(world) and all(pod.ended for pod in world.pods):
+    if world.job is None and world.started is None and all(pod.ended for pod in world.pods):
         return Decision(action=Action.CREATE)
     return None
 
@@ -124,7 +123,7 @@ def finish_with_a_model(world: World) -> Decision | None:
 
 def judge_an_attempt_that_failed(world: World) -> Decision | None:
     """Try again, unless the next attempt would end the same way or too many have ended without a newer checkpoint."""
-    lost = world.job is None and has_started(world)
+    lost = world.job is None and world.started is not None
     if not lost and (world.job is None or not world.job.failed):
         return None
     if _alive(world, world.attempt) or world.run.spec is None:
@@ -157,25 +156,12 @@ CHECKS: tuple[Check, ...] = (
 )
 
 
-def has_started(world: World) -> bool:
-    """Whether the newest attempt is known to have had a running pod."""
-    return _start(world) is not None
-
-
 def made_progress(world: World) -> bool:
     """Whether the newest attempt saved a checkpoint."""
-    start, word = _start(world), world.newest_snapshot
+    start, word = world.started, world.newest_snapshot
     times = [checkpoint.time for checkpoint in world.run.status.checkpoints]
     times += [checkpoint.time for checkpoint in (word.checkpoints if word else ())]
     return start is not None and any(time >= start for time in times)
-
-
-def _start(world: World) -> datetime | None:
-    """When the newest attempt's pod began to run: as recorded, or as seen if it came and went since the last look."""
-    recorded = world.run.status.event(EventType.STARTED)
-    if recorded is not None and recorded.attempt == world.attempt:
-        return recorded.time
-    return world.pod.started if world.pod else None
 
 
 def what_failed(world: World) -> Failure:

@@ -1,6 +1,7 @@
 """The operator's configuration, read from the environment once and checked whole."""
 
 import os
+import re
 from collections.abc import Mapping
 from enum import StrEnum
 from typing import Annotated, Self
@@ -10,6 +11,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from finetune_operator.errors import UserError
 
 PREFIX = "FINETUNE_OPERATOR_"
+_SERVICE_LINK = re.compile(r"(SERVICE_HOST|SERVICE_PORT|PORT)(_.*)?")
+"""What Kubernetes adds to a pod's environment for a Service named finetune-operator."""
 DEFAULT_IMAGE = "finetune-trainer:0.1.0"
 
 
@@ -75,7 +78,8 @@ class Settings(BaseModel):
     def from_environment(cls, environment: Mapping[str, str] | None = None) -> Self:
         """Read the settings. Raises UserError naming the variable."""
         found = os.environ if environment is None else environment
-        values: dict[str, object] = {k[len(PREFIX) :].lower(): v for k, v in found.items() if k.startswith(PREFIX)}
+        mine = {k.removeprefix(PREFIX): v for k, v in found.items() if k.startswith(PREFIX)}
+        values: dict[str, object] = {k.lower(): v for k, v in mine.items() if not _SERVICE_LINK.fullmatch(k)}
         if "namespaces" in values:
             values["namespaces"] = tuple(part.strip() for part in str(values["namespaces"]).split(",") if part.strip())
         try:

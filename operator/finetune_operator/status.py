@@ -263,7 +263,7 @@ def _admitted(facts: _Facts) -> tuple[ConditionStatus, str, str]:
         return FALSE, facts.waiting.reason, facts.waiting.message
     if facts.running:
         return TRUE, "Scheduled", "The cluster has room for the run."
-    if facts.decision.action == Action.SUCCEED or (facts.ends and policy.has_started(facts.world)):
+    if facts.decision.action == Action.SUCCEED or (facts.ends and facts.world.started is not None):
         return TRUE, "Scheduled", "The cluster has room for the run."
     if facts.ends and old is not None and old.status != UNKNOWN:
         return old.status, old.reason, old.message

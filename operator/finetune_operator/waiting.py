@@ -1,9 +1,11 @@
 """Why a run that has a Job isn't training yet, in words that name the field to change. Pure."""
 
+import re
 from dataclasses import dataclass
 from datetime import datetime
 
 from finetune_api.fields import cut
+from finetune_api.uris import Uri
 from finetune_operator.errors import TakenError
 from finetune_operator.settings import Settings
 from finetune_operator.world import World
@@ -41,22 +43,26 @@ def why(world: World, *, settings: Settings, now: datetime) -> Waiting | None:
     """What keeps the newest attempt from running; None if it runs, has ended, or waits no longer than usual."""
     if world.job is None or world.job.ended or not is_late(world, settings=settings, now=now):
         return None
-    return _pod_refused(world) or _claim_pending(world) or _unschedulable(world) or _container_waiting(world)
+    for check in (_pod_refused, _claim_pending, _claim_missing, _unschedulable, _container_waiting):
+        found = check(world)
+        if found is not None:
+            return found
+    return None
 
 
 def is_late(world: World, *, settings: Settings, now: datetime) -> bool:
     """Whether the newest attempt should be running by now, and isn't."""
-    if world.job is None or (world.pod is not None and (world.pod.started or world.pod.ended)):
+    if world.job is None or world.started is not None or (world.pod is not None and world.pod.ended):
         return False
     return world.job.created is not None and (now - world.job.created).total_seconds() >= settings.queued_seconds
 
 
-def _warning(world: World, *kinds: str) -> str:
-    return next((f"{w.reason}: {w.message}" for w in world.warnings if w.kind in kinds), "")
+def _warning(world: World, kind: str, *, but: str = "") -> str:
+    return next((f"{w.reason}: {w.message}" for w in world.warnings if w.kind == kind and w.reason != but), "")
 
 
 def _pod_refused(world: World) -> Waiting | None:
-    said = _warning(world, "Job")
+    said = next((f"{w.reason}: {w.message}" for w in world.warnings if w.reason == "FailedCreate"), "")
     if world.pod is not None or not said:
         return None
     return Waiting(reason=POD_REFUSED, message=cut(f"No pod can be created: {said}"), for_room=True)
@@ -69,6 +75,33 @@ def _claim_pending(world: World) -> Waiting | None:
     named = f'storage class "{world.claim.storage_class}"' if world.claim.storage_class else "the default storage class"
     message = f"Claim {world.claim.name} (spec.storage) is not bound; it asks for {named}. {said}"
     return Waiting(reason=CLAIM_PENDING, message=cut(message), for_room=True)
+
+
+def _claim_missing(world: World) -> Waiting | None:
+    """A claim that the user names, and that isn't there."""
+    found = re.search(r'persistentvolumeclaim "([^"]+)" not found', world.pod.unschedulable) if world.pod else None
+    if found is None:
+        return None
+    where = f"in namespace {world.run.metadata.namespace}"
+    message = (
+        f"There is no claim {found[1]}{_named_by(world, found[1])} {where}: create it, or name another in a new run"
+    )
+    return Waiting(reason=CLAIM_PENDING, message=cut(message), for_room=True)
+
+
+def _named_by(world: World, name: str) -> str:
+    """The fields of the spec in which `name` stands, in brackets."""
+    spec = world.run.spec
+    if spec is None:
+        return ""
+    named = {
+        "spec.model.uri": Uri.parse(spec.model.uri).name,
+        "spec.model.credentials.secretName": spec.model.credentials and spec.model.credentials.secret_name,
+        "spec.dataset.train.uri": Uri.parse(spec.dataset.train.uri).name,
+        "spec.storage.claimName": spec.storage.claim_name,
+    }
+    fields = [field for field, value in named.items() if value == name]
+    return f" ({', '.join(fields)})" if fields else ""
 
 
 def _unschedulable(world: World) -> Waiting | None:
@@ -84,13 +117,15 @@ def _container_waiting(world: World) -> Waiting | None:
     pod = world.pod
     if pod is None:
         return None
-    said = pod.waiting_message or _warning(world, "Pod")
+    said = pod.waiting_message or _warning(world, "Pod", but="FailedScheduling")
     if pod.waiting_reason in _IMAGE_REASONS:
         message = f"Pod {pod.name}: the image (spec.trainer.image) can't be pulled. {pod.waiting_reason}: {said}"
         return Waiting(reason=IMAGE_UNAVAILABLE, message=cut(message), for_room=False)
     if pod.waiting_reason in _TRANSIENT_REASONS and not said:
         return None
-    message = f"Pod {pod.name} can't start: {pod.waiting_reason} {said}"
+    missing = re.search(r'(?:configmap|secret) "([^"]+)" not found', said)
+    named = _named_by(world, missing[1]) if missing else ""
+    message = f"Pod {pod.name} can't start: {pod.waiting_reason} {said}{named}"
     return Waiting(reason=CONTAINER_WAITING, message=cut(message), for_room=False)
 
 

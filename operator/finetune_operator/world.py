@@ -2,12 +2,13 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from datetime import datetime
 from typing import Any, Self
 
 from pydantic import ValidationError
 
 from finetune_api.fields import cut
-from finetune_api.snapshot import Snapshot
+from finetune_api.snapshot import EventType, Snapshot
 from finetune_api.spec import FineTuneRunSpec
 from finetune_api.status import FineTuneRunStatus
 from finetune_api.types import Metadata
@@ -88,6 +89,14 @@ class World:
         """The newest attempt's pod: the one that runs, or else the last one made."""
         mine = [pod for pod in self.pods if pod.attempt == self.attempt]
         return max(mine, key=lambda pod: (not pod.ended, str(pod.created), pod.name), default=None)
+
+    @property
+    def started(self) -> datetime | None:
+        """When the newest attempt's pod began to run: as recorded, or as seen if it has come and gone since."""
+        recorded = self.run.status.event(EventType.STARTED)
+        if recorded is not None and recorded.attempt == self.attempt:
+            return recorded.time
+        return self.pod.started if self.pod else None
 
     @property
     def last_word(self) -> Snapshot | None:

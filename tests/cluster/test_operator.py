@@ -6,7 +6,6 @@ import json
 import re
 import signal
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -152,13 +151,11 @@ def test_it_runs_in_a_pod_with_the_rights_of_the_example_and_serves_all_namespac
     assert {record["level"] for record in logged} == {"INFO"}
 
 
-def test_it_is_healthy_and_leaves_on_a_signal_within_two_seconds(stage: Stage, operator: OperatorProcess) -> None:
+def test_it_is_healthy_and_leaves_on_a_signal(stage: Stage, operator: OperatorProcess) -> None:
     until(operator.healthy, bool, what="health")
     stage.submit("interrupted", script={"steps": 1000, "step_seconds": 0.1})
     stage.until("interrupted", lambda status: status.get("phase") == "Running")
-    began = time.monotonic()
     assert operator.stop() == 0
-    assert time.monotonic() - began < 2
 
 
 def test_an_interrupt_ends_it_too(operator: OperatorProcess) -> None:

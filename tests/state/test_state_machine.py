@@ -6,10 +6,11 @@ Hypothesis looks for a story that breaks a promise; what it prints is the story.
 import logging
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from datetime import timedelta
 from typing import Any
 
+import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
@@ -34,11 +35,19 @@ STAYS_SO_FOR = 4
 TOTAL = 20
 EXIT_CODES = (0, 1, 64, 65, 66, 73, 75, 77, 78, 137)
 
-logging.getLogger("finetune_operator").setLevel(logging.ERROR)  # or thousands of refusals are reported with a failure
-
 settings.register_profile("quick", max_examples=250, stateful_step_count=40)
 settings.register_profile("thorough", max_examples=5000, stateful_step_count=80)
 PROFILE = settings.get_profile(os.environ.get("STATE_PROFILE", "quick"))
+
+
+@pytest.fixture(autouse=True)
+def only_errors_are_logged() -> Iterator[None]:
+    """Or thousands of refusals are printed with a failure."""
+    log = logging.getLogger("finetune_operator")
+    level = log.level
+    log.setLevel(logging.ERROR)
+    yield
+    log.setLevel(level)
 
 
 class RunMachine(RuleBasedStateMachine):

@@ -3,12 +3,15 @@
 Survives attempts, without the steps that a resumed one does again.
 """
 
+import contextlib
 import json
 import logging
+import os
 from pathlib import Path
 
 from finetune_api.snapshot import Snapshot
 from finetune_api.trainer_config import TrainerConfig
+from finetune_trainer.errors import ConfigInvalid
 from finetune_trainer.reporter import Step
 
 logger = logging.getLogger(__name__)
@@ -18,6 +21,27 @@ FILE = "metrics.jsonl"
 PARAMETERS = "user_params.json"
 LAST_SNAPSHOT = "snapshot.json"
 OUTPUT = "output"
+OWNER = "run.json"
+
+
+def take(config: TrainerConfig) -> None:
+    """Make the run's folder this run's own, so that no other run's checkpoints or output are ever replaced.
+
+    Raises ConfigInvalid if it is another's, OSError where it can't be written.
+    """
+    folder = Path(config.run_path)
+    folder.mkdir(parents=True, exist_ok=True)
+    trial = folder / f".{OWNER}-{config.run.uid}"
+    trial.write_text(config.run.model_dump_json(by_alias=True, exclude={"attempt"}), encoding="utf-8")
+    with contextlib.suppress(FileExistsError):
+        os.link(trial, folder / OWNER)  # appears whole, and only if there is none
+    trial.unlink()
+    owner = json.loads((folder / OWNER).read_text(encoding="utf-8"))
+    if owner["uid"] != config.run.uid:
+        raise ConfigInvalid(
+            f"storage: this folder of the volume holds run {owner['namespace']}/{owner['name']} ({owner['uid']});"
+            " give this run one of its own with storage.subPath, or a claim of its own"
+        )
 
 
 def finished(config: TrainerConfig) -> Snapshot | None:

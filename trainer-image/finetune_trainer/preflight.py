@@ -3,13 +3,12 @@
 import hashlib
 import json
 from dataclasses import dataclass
-from pathlib import Path
 
 from finetune_api.data import Task
 from finetune_api.method import MethodType
 from finetune_api.trainer_config import TrainerConfig
 from finetune_api.uris import Scheme
-from finetune_trainer import data, plan, source, tokenizer
+from finetune_trainer import data, history, plan, source, tokenizer
 from finetune_trainer.errors import ConfigInvalid, NotFound, StorageFailed
 
 
@@ -28,7 +27,7 @@ def check(config: TrainerConfig) -> Prepared:
     """Check it all. Raises a TrainerError that says what is wrong."""
     _refuse_unsupported(config)
     plan.batch_sizes(config.training.batch_size)
-    _try_storage(Path(config.run_path))
+    _take_storage(config)
     data.find_files(config.dataset)
     model = source.find(config.model)
     encoder = tokenizer.load(model)
@@ -55,14 +54,12 @@ def _refuse_unsupported(config: TrainerConfig) -> None:
             raise ConfigInvalid(f"{what} is not supported by this version of the trainer; remove or change it")
 
 
-def _try_storage(run_path: Path) -> None:
+def _take_storage(config: TrainerConfig) -> None:
     try:
-        run_path.mkdir(parents=True, exist_ok=True)
-        trial = run_path / ".writable"
-        trial.write_bytes(b"")
-        trial.unlink()
-    except OSError as error:
-        raise StorageFailed(f"the run's folder {run_path} can't be written: {error.strerror}") from error
+        history.take(config)
+    except (OSError, ValueError) as error:
+        why = error.strerror if isinstance(error, OSError) else error
+        raise StorageFailed(f"the run's folder {config.run_path} can't be written: {why}") from error
 
 
 def _refuse_unknown_tokens(model: source.ModelFolder, dataset: data.Dataset) -> None:

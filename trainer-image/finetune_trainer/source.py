@@ -134,7 +134,11 @@ def _download(source: ModelSource, patterns: tuple[str, ...]) -> Path:
 
 
 def _understood(source: ModelSource, error: Exception) -> Exception:
+    from huggingface_hub import constants
+
     status = _status(error)
+    if constants.is_offline_mode():
+        return NotFound(f"model {source.uri} is not in the hub's cache here, and HF_HUB_OFFLINE forbids a download")
     if status == 404:
         return NotFound(f"model {source.uri} is not on the hub, or is private and {TOKEN_VARIABLE} may not see it")
     if status in (401, 403):

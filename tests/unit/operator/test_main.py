@@ -7,7 +7,6 @@ import os
 import socket
 import subprocess
 import sys
-import time
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -177,7 +176,6 @@ async def test_it_leaves_soon_while_the_api_server_is_away(server: ApiServer, tm
     )
     async with asyncio.timeout(60):
         await away.wait()
-        began = time.monotonic()
         process.terminate()
-        assert await process.wait() == 0
-    assert time.monotonic() - began < 3
+        async with asyncio.timeout(4.5):
+            assert await process.wait() == 0

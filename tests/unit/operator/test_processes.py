@@ -175,7 +175,7 @@ async def test_after_the_grace_period_comes_sigkill(shell: CommandOf, tmp_path: 
     begun = time.monotonic()
     end = await process.terminate(grace_seconds=0.4)
     assert (end.code, end.signal) == (137, signal.SIGKILL)
-    assert 0.4 <= time.monotonic() - begun < 5
+    assert time.monotonic() - begun >= 0.4
 
 
 async def test_a_signal_is_128_and_its_number(shell: CommandOf) -> None:

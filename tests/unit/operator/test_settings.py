@@ -55,3 +55,14 @@ def test_a_wrong_variable_is_named_with_its_value(name: str, value: str) -> None
         Settings.from_environment({PREFIX + name: value})
     assert raised.value.field == PREFIX + name
     assert repr(value) in raised.value.message
+
+
+def test_what_kubernetes_adds_for_a_service_of_the_operators_name_is_no_setting() -> None:
+    links = {
+        "SERVICE_HOST": "10.0.0.1",
+        "SERVICE_PORT": "80",
+        "SERVICE_PORT_METRICS": "9401",
+        "PORT": "tcp://10.0.0.1:80",
+    }
+    found = {PREFIX + name: value for name, value in (links | {"PORT_80_TCP_ADDR": "10.0.0.1"}).items()}
+    assert Settings.from_environment(found) == Settings()

@@ -63,6 +63,27 @@ UNSCHEDULABLE = worlds.pod(unschedulable="0/1 nodes are available", unschedulabl
             id="no node has what is asked for",
         ),
         pytest.param(
+            {
+                "pods": (worlds.pod(unschedulable='persistentvolumeclaim "datasets" not found. not found'),),
+                "changes": {"dataset.train.uri": "pvc://datasets/train.jsonl"},
+            },
+            waiting.CLAIM_PENDING,
+            True,
+            ["no claim datasets (spec.dataset.train.uri)", "create it"],
+            id="the data's claim isn't in the namespace",
+        ),
+        pytest.param(
+            {
+                "pods": (worlds.pod(waiting_reason="ContainerCreating"),),
+                "changes": {"dataset.train.uri": "configmap://words/train.jsonl"},
+                "warnings": (warning("Pod", "FailedMount", 'configmap "words" not found'),),
+            },
+            waiting.CONTAINER_WAITING,
+            False,
+            ['configmap "words" not found (spec.dataset.train.uri)'],
+            id="the data's ConfigMap isn't in the namespace",
+        ),
+        pytest.param(
             {"pods": (UNSCHEDULABLE,), "changes": {"resources.deviceResource": "", "resources.cpu": "64"}},
             waiting.UNSCHEDULABLE,
             True,
@@ -114,6 +135,14 @@ def test_what_is_waited_for(world: dict[str, Any], reason: str, for_room: bool, 
         pytest.param({"jobs": (), "warnings": (warning("Job", "FailedCreate"),)}, id="there is no job"),
         pytest.param({"jobs": (worlds.job(failed=True),), "pods": (UNSCHEDULABLE,)}, id="the job has ended"),
         pytest.param({"pods": (worlds.pod(waiting_reason="ContainerCreating"),)}, id="the image is being pulled"),
+        pytest.param(
+            {
+                "pods": (worlds.pod(waiting_reason="ContainerCreating"),),
+                "warnings": (warning("Pod", "FailedScheduling", "0/1 nodes"),),
+            },
+            id="the pod was scheduled at last",
+        ),
+        pytest.param({"warnings": (warning("Job", "BackoffLimitExceeded"),)}, id="the job's pod is gone"),
         pytest.param({"claim": PENDING}, id="the claim waits for its first consumer"),
         pytest.param(
             {"claim": worlds.claim(), "warnings": (warning("PersistentVolumeClaim", "Old"),)}, id="the claim is bound"
@@ -138,6 +167,11 @@ def test_a_run_is_late_if_it_should_be_running(world: dict[str, Any], late: bool
     found = worlds.world(worlds.run(status=worlds.status(1)), **world)
     assert waiting.is_late(found, settings=worlds.SETTINGS, now=LATE) is late
     assert not waiting.is_late(found, settings=worlds.SETTINGS, now=worlds.at(6.9))
+
+
+def test_an_attempt_whose_pod_ran_and_is_gone_is_not_late() -> None:
+    found = worlds.world(worlds.run(status=worlds.status(1, started=True)), jobs=(worlds.job(),))
+    assert not waiting.is_late(found, settings=worlds.SETTINGS, now=LATE)
 
 
 @pytest.mark.parametrize(

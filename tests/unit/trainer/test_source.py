@@ -124,6 +124,14 @@ def test_trouble_of_the_hub_is_not_the_users_mistake(hub: "type[_Hub]") -> None:
     assert not isinstance(caught.value, NotFound | NoPermission)
 
 
+def test_without_a_way_to_the_hub_a_model_that_is_not_cached_is_not_found(
+    hub: "type[_Hub]", monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(NotFound, match="hf://ml/tiny is not in the hub's cache here, and HF_HUB_OFFLINE"):
+        source.find(ModelSource(uri="hf://ml/tiny"))
+
+
 def _read(wanted: ModelSource) -> tuple[source.ModelFolder, tokenizer.TextEncoder]:
     found = source.find(wanted)
     encoder = tokenizer.load(found)
