@@ -14,10 +14,6 @@ ASKED: dict[str, list[Any]] = {
     "dataset.train.uri": ["hf://org/data", "s3://data/train.jsonl", "gs://data/x.jsonl", "https://example.com/x.jsonl"],
     "dataset.eval": [{"uri": "pvc://datasets/eval.jsonl"}],
     "dataset.format": ["Parquet", "CSV", "Text", "Delta", "MDS"],
-    "dataset.columns.history": ["earlier"],
-    "dataset.template.prefix": ["You are helpful."],
-    "dataset.template.instruction": ["Question: "],
-    "dataset.template.response": ["Answer: "],
     "dataset.streaming": [True],
     "method.type": ["QLoRA"],
     "training.scaleLearningRateWithBatch": ["SquareRoot"],
@@ -101,7 +97,8 @@ def test_all_that_is_missing_is_told_at_once() -> None:
 
 
 def test_a_long_value_is_cut_so_that_the_others_are_told_too() -> None:
-    run = worlds.run({"dataset.template.prefix": "x" * 4000, "suspend": True})
+    long = "x" * 490
+    run = worlds.run({"model.uri": f"s3://m/{long}", "dataset.train.uri": f"s3://d/{long}", "suspend": True})
     failure = policy.decide(worlds.world(run)).failure
     assert failure is not None
     assert len(failure.message) <= 1024
