@@ -62,8 +62,7 @@ def _play(*, keep: bool) -> int:
 
 
 def _story(cluster: ControlPlane, model: Path, *, keep: bool) -> int:
-    screen.step("asking the model before it is tuned")
-    screen.talk(QUESTION, _ask(model, adapter=None))
+    _ask_before(model)
     _kubectl(cluster, "apply", "-f", MANIFEST)
     run = _watch(cluster)
     if run["status"]["phase"] != "Completed":
@@ -71,16 +70,25 @@ def _story(cluster: ControlPlane, model: Path, *, keep: bool) -> int:
         return 1
     _kubectl(cluster, "get", "ftr")
     _kubectl(cluster, "get", "ftr", "quickstart", "-o", "jsonpath=" + _checkpoint_columns())
-    output = _output_folder(cluster, run)
-    screen.step("asking the model after it was tuned")
-    screen.talk(QUESTION, _ask(model, adapter=output))
-    screen.say(f"\nThe tuned model: {output.relative_to(ROOT)} ({run['status']['output']['uri']})")
-    model_folder, adapter = _local_model(model), output.relative_to(ROOT)
-    screen.say(f"Ask it more: .venv/bin/python -m examples.ask --model {model_folder} --adapter {adapter} '...'")
+    screen.say(f"\nstatus.output.uri is {run['status']['output']['uri']}")
+    _ask_after(model, output=_output_folder(cluster, run))
     if keep:
         screen.say(f"\nexport KUBECONFIG={cluster.kubeconfig}   # Kubernetes runs until Ctrl-C")
         signal.pause()
     return 0
+
+
+def _ask_before(model: Path) -> None:
+    screen.step("asking the model before it is tuned")
+    screen.talk(QUESTION, _ask(model, adapter=None))
+
+
+def _ask_after(model: Path, *, output: Path) -> None:
+    screen.step("asking the model after it was tuned")
+    screen.talk(QUESTION, _ask(model, adapter=output))
+    folder, adapter = _local_model(model), output.relative_to(ROOT)
+    screen.say(f"\nThe tuned model: {adapter}")
+    screen.say(f"Ask it more: .venv/bin/python -m examples.ask --model {folder} --adapter {adapter} '...'")
 
 
 def _built_model() -> Path:
@@ -230,9 +238,13 @@ def _explain(cluster: ControlPlane, run: Mapping[str, Any]) -> None:
 
 def _without_kubernetes() -> int:
     model = _built_model()
+    _ask_before(model)
     command = [sys.executable, "-m", "finetune_operator.local", MANIFEST, "--volumes", str(FOLDER / "volumes")]
-    screen.command(" ".join(["python", *command[1:3], MANIFEST]))
-    return subprocess.run(command, cwd=ROOT, env=os.environ | _offline(model), check=False).returncode
+    screen.command(f"python -m finetune_operator.local {MANIFEST}")
+    code = subprocess.run(command, cwd=ROOT, env=os.environ | _offline(model), check=False).returncode
+    if code == 0:
+        _ask_after(model, output=next((FOLDER / "volumes").glob("*/output")))
+    return code
 
 
 if __name__ == "__main__":

@@ -46,7 +46,16 @@ def mount(source: str | None, target: str, *, kind: str | None = None, flags: in
 
 
 def enter_namespace() -> None:
-    """A mount namespace of our own; without root inside a user namespace, in which we stay the same user."""
+    """A mount namespace of our own. Where the system keeps that from its users, the error says what would help."""
+    try:
+        _unshare()
+    except PermissionError as error:
+        remedy = "run as root, or allow user namespaces: sysctl kernel.apparmor_restrict_unprivileged_userns=0"
+        raise PermissionError(error.errno, f"{error.strerror}; {remedy}") from error
+
+
+def _unshare() -> None:
+    """Without root inside a user namespace, in which we stay the same user."""
     user, group = os.geteuid(), os.getegid()
     check(libc.unshare(CLONE_NEWNS if user == 0 else CLONE_NEWNS | CLONE_NEWUSER), "private mount namespace")
     if user != 0:
