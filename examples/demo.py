@@ -84,7 +84,8 @@ def _story(cluster: ControlPlane, operator: "Operator", model: Path, *, keep: bo
     screen.say(f"\nstatus.output.uri is {run['status']['output']['uri']}")
     _ask_after(model, output=_output_folder(cluster, run))
     if keep:
-        screen.say(f"\nexport KUBECONFIG={cluster.kubeconfig}   # Kubernetes runs until Ctrl-C")
+        screen.say(f"\nKubernetes runs until Ctrl-C. In another terminal:\n  export KUBECONFIG={cluster.kubeconfig}")
+        screen.say(f"  alias kubectl={cluster.binaries.kubectl}")
         signal.pause()
     return 0
 
