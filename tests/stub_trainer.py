@@ -81,7 +81,9 @@ def main(code: int) -> int:
     signal.signal(signal.SIGTERM, lambda *_: stop.set())
     server = http.server.ThreadingHTTPServer((os.environ[BIND_VARIABLE], PORT), Answer)
     threading.Thread(target=server.serve_forever, daemon=True).start()
-    sys.stdout.write(json.dumps({"read": Path(CONFIG.dataset.train.path).read_text()}))
+    sys.stdout.write(
+        json.dumps({"read": Path(CONFIG.dataset.train.path).read_text(), "hub": os.environ.get("HF_HOME")})
+    )
     step = 0
     while not stop.is_set() and (step < STEPS or code == 75):
         step = min(step + 1, STEPS)

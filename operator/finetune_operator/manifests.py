@@ -33,6 +33,8 @@ Manifest = dict[str, Any]
 
 CACHE_MOUNT = "/mnt/cache"
 """Room for temporary files; the root file system is read-only."""
+HUB_VARIABLE = "HF_HOME"
+"""Where the hub's library keeps what it downloads."""
 SHARED_MEMORY = "/dev/shm"  # noqa: S108 - what PyTorch calls it
 GRACE_SECONDS = 300
 """Between SIGTERM and SIGKILL: a step and a save must fit in."""
@@ -213,7 +215,7 @@ def _environment(run: Run, *, attempt: int) -> list[Manifest]:
     found: list[Manifest] = [
         {"name": CONFIG_VARIABLE, "value": config.replace("$", "$$")},  # the kubelet expands $(NAME), and makes $$ a $
         {"name": "TMPDIR", "value": CACHE_MOUNT},
-        {"name": "HF_HOME", "value": f"{CACHE_MOUNT}/huggingface"},
+        {"name": HUB_VARIABLE, "value": f"{CACHE_MOUNT}/huggingface"},
     ]
     credentials = _spec(run).model.credentials
     if credentials is not None:

@@ -89,7 +89,10 @@ def events(volumes: Path) -> list[str]:
     return [event["type"] for event in record(volumes)["status"]["events"]]
 
 
-async def test_a_run_completes_and_says_where_the_model_lies(made: Made, volumes: Path) -> None:
+async def test_a_run_completes_and_says_where_the_model_lies(
+    made: Made, volumes: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_HOME", "/my/own/hub")
     session, printed = made(manifest())
     assert await session.train() == 0
     shown = printed.getvalue()
@@ -98,7 +101,7 @@ async def test_a_run_completes_and_says_where_the_model_lies(made: Made, volumes
     output = record(volumes)["status"]["output"]["uri"].removeprefix("pvc://")
     assert f"The model: {volumes / output}" in shown
     assert "bot    Completed   pvc://models/tiny   100%" in shown
-    assert said(volumes) == {"read": "$$(x)"}, "the ConfigMap's data, as it was written"
+    assert said(volumes) == {"read": "$$(x)", "hub": "/my/own/hub"}, "the ConfigMap's data, as it was written"
 
 
 async def test_its_progress_is_polled(made: Made, volumes: Path) -> None:
