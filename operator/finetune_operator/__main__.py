@@ -8,8 +8,9 @@ import argparse
 import asyncio
 import logging
 import os
+import signal
 import sys
-from collections.abc import Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from datetime import UTC, datetime
 from importlib.metadata import version
 
@@ -94,15 +95,17 @@ async def serve(settings: Settings) -> None:
         port = metrics.serve(address=settings.bind_address, port=settings.metrics_port)
         log.info("finetune-operator %s, metrics on port %d", VERSION, port)
         await resync.first()
+        asked = asyncio.Event()
         tasks = [asyncio.create_task(part.run(), name=type(part).__name__) for part in (queue, polls, resync)]
         shell = handlers.Shell(
             cache=cache,
             wake=queue.add,
             credentials=api.credentials,
             trouble=lambda: trouble(resync, queue, settings=settings),
+            started=lambda: _take_signals(asked.set),
             stop=lambda: _stop(tasks),
         )
-        await _until_one_ends(tasks, _kopf(shell, settings))
+        await _until_one_ends(tasks, _kopf(shell, settings), asked=asked)
 
 
 async def _kopf(shell: handlers.Shell, settings: Settings) -> None:
@@ -116,20 +119,33 @@ async def _kopf(shell: handlers.Shell, settings: Settings) -> None:
     )
 
 
-async def _until_one_ends(tasks: Sequence[asyncio.Task[None]], shell: Coroutine[None, None, None]) -> None:
-    """Until kopf has ended after a signal, or anything through an error, which is raised."""
+def _take_signals(stop: Callable[[], None]) -> None:
+    """In kopf's place, whose own way to end raises an AssertionError if it is in the middle of its scan of the API."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        asyncio.get_running_loop().add_signal_handler(number, stop)
+
+
+async def _until_one_ends(
+    tasks: Sequence[asyncio.Task[None]], shell: Coroutine[None, None, None], *, asked: asyncio.Event
+) -> None:
+    """Until it is asked to end, or anything has ended through an error, which is raised."""
     kopf_task = asyncio.create_task(shell, name="kopf")
     everything = [kopf_task, *tasks]
+    waiter = asyncio.create_task(_wait(asked), name="signals")
     try:
-        done, _ = await asyncio.wait(everything, return_when=asyncio.FIRST_COMPLETED)
+        done, _ = await asyncio.wait([waiter, *everything], return_when=asyncio.FIRST_COMPLETED)
         if all(task.cancelled() for task in done):
             # kopf has stopped them, since it ends. What it still waits for is an API server that doesn't answer.
             await asyncio.wait([kopf_task], timeout=_LAST_SECONDS)
     finally:
-        await _stop(everything)
+        await _stop([waiter, *everything])
     for task in everything:
         if not task.cancelled():
             task.result()
+
+
+async def _wait(asked: asyncio.Event) -> None:
+    await asked.wait()
 
 
 async def _stop(tasks: Sequence[asyncio.Task[None]]) -> None:

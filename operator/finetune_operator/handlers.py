@@ -27,6 +27,8 @@ class Shell:
     credentials: Callable[[], Awaitable[Credentials]]
     trouble: Callable[[], str | None]
     """Why this process should be restarted, None if it is well."""
+    started: Callable[[], None]
+    """kopf is up."""
     stop: Callable[[], Awaitable[None]]
     """End the operator's own tasks."""
 
@@ -40,6 +42,10 @@ def registry(shell: Shell) -> kopf.OperatorRegistry:
     @kopf.on.login(registry=found)
     async def log_in(**_: Any) -> kopf.ConnectionInfo:
         return connection_info(await shell.credentials())
+
+    @kopf.on.startup(registry=found)
+    async def start_up(**_: Any) -> None:
+        shell.started()
 
     @kopf.on.cleanup(registry=found)
     async def clean_up(**_: Any) -> None:

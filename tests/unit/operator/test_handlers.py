@@ -47,6 +47,7 @@ class Operator:
             wake=self.woken.append,
             credentials=self.credentials,
             trouble=lambda: self.problem,
+            started=lambda: None,
             stop=self.stop,
         )
 
@@ -73,7 +74,7 @@ def test_no_handler_that_writes_is_registered(registry: kopf.OperatorRegistry) -
         assert getattr(registry, kind).get_all_handlers() == [], kind
     assert sorted(handler.id for handler in registry._watching.get_all_handlers()) == sorted(k.plural for k in KINDS)
     activities: Any = registry._activities.get_all_handlers()
-    assert sorted(handler.activity.value for handler in activities) == ["authentication", "cleanup", "probe"]
+    assert sorted(handler.activity.value for handler in activities) == ["authentication", "cleanup", "probe", "startup"]
 
 
 def test_no_handler_is_registered_behind_the_back() -> None:

@@ -138,7 +138,7 @@ async def test_it_does_not_go_on_when_one_of_its_tasks_has_ended() -> None:
 
     good, bad = asyncio.create_task(forever()), asyncio.create_task(broken())
     with pytest.raises(ZeroDivisionError):
-        await main._until_one_ends([good, bad], forever())
+        await main._until_one_ends([good, bad], forever(), asked=asyncio.Event())
     assert good.cancelled()
 
 
@@ -151,8 +151,21 @@ async def test_it_lets_kopf_end_in_its_own_time() -> None:
         await asyncio.sleep(0.05)
         ended = True
 
-    await main._until_one_ends([task], shell())
+    await main._until_one_ends([task], shell(), asked=asyncio.Event())
     assert ended
+
+
+async def test_asked_to_end_it_ends_well_whatever_kopf_is_at() -> None:
+    asked = asyncio.Event()
+
+    async def shell() -> None:
+        asked.set()
+        await asyncio.sleep(60)
+
+    task = asyncio.create_task(asyncio.sleep(60))
+    async with asyncio.timeout(30):
+        await main._until_one_ends([task], shell(), asked=asked)
+    assert task.cancelled()
 
 
 async def test_it_leaves_soon_while_the_api_server_is_away(server: ApiServer, tmp_path: Path) -> None:
