@@ -105,20 +105,23 @@ def _ours(prepared: Any) -> Result:
     import transformers
 
     from finetune_trainer import distributed, loop, model, optimizer
+    from finetune_trainer.objective import NextToken
 
     config, plan = prepared.config, prepared.plan
     device = distributed.choose_device("CPU")
     learner = model.load(prepared.model, config, device, most_tokens=plan.most_tokens)
+    objective = NextToken(learner, prepared.data)
     adamw = optimizer.adamw(learner.trained.values(), config.training)
     transformers.set_seed(config.training.seed)
     losses, started = [], 0.0
     for step in range(plan.steps):
         if step == 1:
             started = time.perf_counter()
-        loss, _ = loop.gradient(learner, prepared.data, plan.batch(step), config.training.max_grad_norm)
+        found = loop.gradient(objective, plan.batch(step), config.training.max_grad_norm)
+        assert found is not None
         adamw.step()
         adamw.zero_grad(set_to_none=True)
-        losses.append(loss)
+        losses.append(found[0])
     return Result(_timed_tokens(plan) / (time.perf_counter() - started), tuple(losses))
 
 

@@ -17,6 +17,7 @@ SPEC: Object = {
     "dataset": {
         "train": {"uri": "pvc://datasets/support/train.jsonl"},
         "eval": {"uri": "pvc://datasets/support/eval.jsonl", "maxSamples": 500},
+        "credentials": {"secretName": "data-keys"},
         "format": "Auto",
         "columns": {name: name for name in ("prompt", "response", "history", "messages", "text", "chosen", "rejected")},
         "template": {"prefix": "", "instruction": "", "response": ""},
@@ -24,7 +25,15 @@ SPEC: Object = {
     },
     "method": {
         "type": "QLoRA",
-        "lora": {"rank": 16, "alpha": 32, "dropout": 0.05, "targetModules": ["all-linear"]},
+        "lora": {
+            "rank": 16,
+            "alpha": 32,
+            "dropout": 0.05,
+            "targetModules": ["all-linear"],
+            "rsLora": False,
+            "dora": False,
+            "bias": "None",
+        },
         "quantization": {"bits": 4},
     },
     "training": {
@@ -44,6 +53,7 @@ SPEC: Object = {
         "deterministic": False,
         "evaluationInterval": "1ep",
         "earlyStopping": {"metric": "eval_loss", "patience": 3, "minDelta": 0.0},
+        "preference": {"beta": 0.1},
     },
     "checkpoint": {"interval": "500ba", "keep": 3, "resume": "Auto"},
     "storage": {
@@ -116,6 +126,10 @@ STATUS: Object = {
     "startTime": TIME,
     "completionTime": TIME,
     "activeSeconds": 5210,
+    "earlierActiveSeconds": 3600,
+    "hangRestarts": 0,
+    "earlierStep": 40,
+    "model": {"uri": "hf://org/name@main", "adapterUri": "pvc://other/output"},
     "events": [{"sequence": 1, "type": "CREATED", "time": TIME, "message": "Run created.", "attempt": 1}],
     "progress": {
         "epoch": 1,
@@ -255,6 +269,7 @@ FORMATS: Mapping[str, tuple[list[Any], list[Any]]] = {
         ],
     ),
     "spec.model.credentials.secretName": NAMES,
+    "spec.dataset.credentials.secretName": NAMES,
     "spec.dataset.train.uri": DATA,
     "spec.dataset.eval.uri": DATA,
     "spec.method.lora.targetModules[]": (["all-linear", "q_proj", "layers.0.fc"], ["", "q proj", "a/b", "q*", "ä"]),
@@ -324,6 +339,10 @@ RULES: Mapping[tuple[str, str], tuple[Object, Object]] = {
     ("spec.method", ".quantization"): (
         {"method": {"type": "LoRA", "quantization": None}},
         {"method": {"type": "LoRA"}},
+    ),
+    ("spec.method", ".lora.bias"): (
+        {"method": {"type": "LoRA", "quantization": None, "lora": {"bias": "All"}}},
+        {"method": {"lora": {"bias": "All"}}},
     ),
     ("spec.training.batchSize", ".global"): (
         {"training": {"batchSize": {"gradientAccumulationSteps": None, "global": 64}}},

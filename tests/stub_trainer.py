@@ -82,7 +82,7 @@ def main(code: int) -> int:
     server = http.server.ThreadingHTTPServer((os.environ[BIND_VARIABLE], PORT), Answer)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     sys.stdout.write(
-        json.dumps({"read": Path(CONFIG.dataset.train.path).read_text(), "hub": os.environ.get("HF_HOME")})
+        json.dumps({"read": Path(CONFIG.dataset.train.path or "").read_text(), "hub": os.environ.get("HF_HOME")})
     )
     step = 0
     while not stop.is_set() and (step < STEPS or code == 75):

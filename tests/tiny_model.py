@@ -35,6 +35,10 @@ class Shape:
     intermediate: int = 128
     vocabulary: int = 512
     positions: int = 512
+    biases: bool = False
+    """Whether its linear layers have bias vectors."""
+    tied: bool = True
+    """Whether the output layer's weights are the embeddings."""
 
 
 TINY = Shape()
@@ -56,6 +60,19 @@ def build(shape: Shape = TINY, *, chat_template: str | None = CHAT_TEMPLATE) -> 
             made.rename(target)
         except OSError:  # another process was first
             shutil.rmtree(made)
+    return target
+
+
+def build_without(text: str, target: Path) -> Path:
+    """A copy that doesn't know a text's first token: the loss of records with it is no number."""
+    from safetensors.torch import load_file, save_file
+    from tokenizers import Tokenizer
+
+    shutil.copytree(build(Shape(tied=False)), target)
+    tokens = Tokenizer.from_file(str(target / "tokenizer.json")).encode(text).ids
+    tensors = load_file(target / "model.safetensors")
+    tensors["model.embed_tokens.weight"][tokens[0]] = float("nan")
+    save_file(tensors, target / "model.safetensors", {"format": "pt"})
     return target
 
 
@@ -119,8 +136,15 @@ def _write_weights(target: Path, shape: Shape) -> None:
         bos_token_id=None,
         eos_token_id=2,
         pad_token_id=2,
-        tie_word_embeddings=True,
+        tie_word_embeddings=shape.tied,
+        attention_bias=shape.biases,
+        mlp_bias=shape.biases,
     )
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        LlamaForCausalLM(config).save_pretrained(target)
+        network = LlamaForCausalLM(config)
+        if shape.biases:  # they begin as zeros
+            for name, weight in network.named_parameters():
+                if name.endswith("bias"):
+                    torch.nn.init.normal_(weight, std=0.02)
+        network.save_pretrained(target)

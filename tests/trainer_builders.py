@@ -14,7 +14,10 @@ def configuration(folder: Path, changes: Mapping[str, Any] | None = None, *, rec
     data = folder / "train.jsonl"
     if not data.exists():
         folder.mkdir(parents=True, exist_ok=True)
-        tiny_model.write_questions(data, records, longest=200)
+        if (changes or {}).get("task") == "Preference":
+            write_preferences(data, records)
+        else:
+            tiny_model.write_questions(data, records, longest=200)
     config: dict[str, Any] = {
         "run": {"namespace": "ml", "name": "support-bot", "uid": "7f1c", "attempt": 1},
         "model": {"uri": "pvc://models/tiny", "path": str(tiny_model.build())},
@@ -46,6 +49,13 @@ def merged(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any
         inner = result.get(key)
         result[key] = merged(inner, value) if isinstance(value, Mapping) and isinstance(inner, Mapping) else value
     return {key: value for key, value in result.items() if value is not None}
+
+
+def write_preferences(target: Path, count: int, *, seed: int = 0) -> Path:
+    """Questions about the standard library: the answer is preferred to that of another question."""
+    pairs = tiny_model.questions(count + 1, longest=200, seed=seed)
+    rows = ({"prompt": p, "chosen": r, "rejected": pairs[n + 1][1]} for n, (p, r) in enumerate(pairs[:count]))
+    return write_rows(target, rows)
 
 
 def write_rows(target: Path, rows: Iterable[object]) -> Path:

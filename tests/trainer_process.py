@@ -1,6 +1,7 @@
 """Runs the trainer as a process of its own, forked from one that has imported torch already, so that it starts quickly.
 
-It can be told to kill itself at the n-th call that makes something durable: those are the instants that matter.
+It can be told to kill itself at the n-th call that makes something durable: those are the instants that matter. And it
+can be told how many targets of the loss a device would hold: there is none here whose memory could be filled.
 """
 
 import json
@@ -76,6 +77,7 @@ def start(
     port: int = 0,
     die_at_call: int | None = None,
     largest_file: int | None = None,
+    targets_that_fit: int | None = None,
     environment: Mapping[str, str] | None = None,
 ) -> Attempt:
     """Start an attempt; its log and last word go to a new folder beside the run's."""
@@ -91,7 +93,7 @@ def start(
         "OMP_NUM_THREADS": "1",
         **(environment or {}),
     }
-    arguments = (variables, str(attempt.log), die_at_call, largest_file)
+    arguments = (variables, str(attempt.log), die_at_call, largest_file, targets_that_fit)
     attempt.process = _FORKS.Process(target=_run, args=arguments, daemon=True)
     attempt.process.start()
     return attempt
@@ -104,7 +106,13 @@ def run(config: Mapping[str, Any], **options: Any) -> Attempt:
     return attempt
 
 
-def _run(variables: Mapping[str, str], log: str, die_at_call: int | None, largest_file: int | None) -> None:
+def _run(
+    variables: Mapping[str, str],
+    log: str,
+    die_at_call: int | None,
+    largest_file: int | None,
+    targets_that_fit: int | None,
+) -> None:
     os.environ.update(variables)
     with Path(log).open("w") as file:
         os.dup2(file.fileno(), 1)
@@ -118,6 +126,8 @@ def _run(variables: Mapping[str, str], log: str, die_at_call: int | None, larges
         resource.setrlimit(resource.RLIMIT_FSIZE, (largest_file, largest_file))
     if die_at_call is not None:
         _die_at(die_at_call)
+    if targets_that_fit is not None:
+        _run_out_of_memory_over(targets_that_fit)
     sys.exit(trainer.main())
 
 
@@ -136,3 +146,17 @@ def _die_at(call: int) -> None:
     os.fsync = deadly(os.fsync)
     Path.rename = deadly(Path.rename)  # type: ignore[method-assign]
     Path.replace = deadly(Path.replace)  # type: ignore[method-assign]
+
+
+def _run_out_of_memory_over(targets_that_fit: int) -> None:
+    """Raise what CUDA raises when a forward pass has more targets."""
+    import torch
+
+    real = torch.nn.functional.cross_entropy
+
+    def limited(logits: Any, targets: Any, **options: Any) -> Any:
+        if len(targets) > targets_that_fit:
+            raise torch.OutOfMemoryError("CUDA out of memory (so says a test)")
+        return real(logits, targets, **options)
+
+    torch.nn.functional.cross_entropy = limited  # type: ignore[assignment]  # with the arguments that are used

@@ -5,6 +5,7 @@ from typing import Annotated
 
 from pydantic import Field
 
+from finetune_api.credentials import Credentials
 from finetune_api.fields import ApiModel
 from finetune_api.uris import DataUri
 
@@ -28,15 +29,17 @@ class DataFormat(StrEnum):
     """How the records are stored."""
 
     AUTO = "Auto"
-    """By the file's ending."""
+    """By the file's ending, or by what the folder holds. Compressed files (.gz, .zst, .bz2, .xz) are read too."""
     JSONL = "JSONL"
     """One JSON object a line."""
+    JSON = "JSON"
+    """One JSON array of objects."""
     PARQUET = "Parquet"
     """Apache Parquet, a row a record."""
     CSV = "CSV"
-    """Comma-separated values under a line of names."""
+    """Comma-separated values under a line of names; separated by tabs in a file that ends in .tsv."""
     TEXT = "Text"
-    """Plain text, a record a file or line."""
+    """Plain text (ContinuedPretrain): each file is one text."""
     DELTA = "Delta"
     """A Delta Lake table."""
     MDS = "MDS"
@@ -102,6 +105,10 @@ class Dataset(ApiModel):
     """The training data."""
     eval: EvalData | None = None
     """Data to evaluate on while training."""
+    credentials: Credentials | None = None
+    """For data behind hf://, s3:// and gs://: the Secret's keys AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY,
+    AWS_SESSION_TOKEN, AWS_REGION, AWS_ENDPOINT_URL, GOOGLE_SERVICE_ACCOUNT_JSON and HF_TOKEN, as far as they are there,
+    become environment variables of the trainer."""
     format: DataFormat = DataFormat.AUTO
     """How the records are stored."""
     columns: Columns = Columns()
@@ -109,4 +116,4 @@ class Dataset(ApiModel):
     template: Template = Template()
     """Text around the parts of an instruction record."""
     streaming: bool = False
-    """Read the data while training instead of all of it before."""
+    """Keep the tokens in a file of the run's volume instead of in memory: for data that doesn't fit."""

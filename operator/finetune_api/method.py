@@ -27,6 +27,17 @@ ModuleName = Annotated[
 ]
 
 
+class LoraBias(StrEnum):
+    """Which bias vectors are trained beside the adapter."""
+
+    NONE = "None"
+    """None of them."""
+    ALL = "All"
+    """All of the model."""
+    LORA_ONLY = "LoRAOnly"
+    """Those of the modules that have an adapter."""
+
+
 class Lora(ApiModel):
     """The adapter of LoRA and QLoRA."""
 
@@ -38,6 +49,12 @@ class Lora(ApiModel):
     """Probability with which an input of the adapter is dropped in training."""
     target_modules: Annotated[tuple[ModuleName, ...], Field(min_length=1, max_length=64)] = ("all-linear",)
     """Modules that get an adapter, by the last part of their name; all-linear is every linear layer but the output."""
+    rs_lora: bool = False
+    """Scale the update by alpha / sqrt(rank) instead (rsLoRA, arXiv 2312.03732)."""
+    dora: bool = False
+    """Train the magnitude of the weights apart from their direction (DoRA, arXiv 2402.09353)."""
+    bias: LoraBias = LoraBias.NONE
+    """Which bias vectors are trained too."""
 
 
 class Quantization(ApiModel):
@@ -69,6 +86,12 @@ class Method(ApiModel):
             says="quantization needs type QLoRA: remove it, or use type QLoRA",
             check=lambda m: m.type == MethodType.QLORA or m.quantization is None,
             path=".quantization",
+        ),
+        Rule(
+            cel="self.type != 'QLoRA' || !has(self.lora) || self.lora.bias == 'None'",
+            says="bias can't be trained with type QLoRA: use None, or type LoRA",
+            check=lambda m: m.type != MethodType.QLORA or m.lora is None or m.lora.bias == LoraBias.NONE,
+            path=".lora.bias",
         ),
     )
 
@@ -151,6 +174,13 @@ class EarlyStopping(ApiModel):
     """What counts as an improvement."""
 
 
+class Preference(ApiModel):
+    """How task Preference learns: direct preference optimization (DPO, arXiv 2305.18290)."""
+
+    beta: Annotated[float, Field(ge=0.001, le=10)] = 0.1
+    """How strongly the model is held to where it started from."""
+
+
 class Training(ApiModel):
     """The hyperparameters."""
 
@@ -186,6 +216,8 @@ class Training(ApiModel):
     """How often the loss on `dataset.eval` is computed."""
     early_stopping: EarlyStopping | None = None
     """Stop when the evaluation no longer improves."""
+    preference: Preference = Preference()
+    """How task Preference learns; other tasks take no notice."""
 
 
 class ResumeMode(StrEnum):

@@ -46,6 +46,8 @@ class EventType(StrEnum):
     """The run goes on."""
     RESTARTED = "RESTARTED"
     """A new attempt has begun."""
+    HUNG = "HUNG"
+    """The training makes no step any more."""
     CANCELED = "CANCELED"
     """The run was ended by its user."""
     FAILED = "FAILED"
@@ -142,7 +144,9 @@ class TrainProgress(SnapshotModel):
     tokens_per_second_per_device: Number | None = None
     """Non-padding tokens a second and device, over the last steps."""
     device_utilization: Annotated[float, Field(ge=0, le=1)] | None = None
-    """Share of time in which the device was busy."""
+    """Share of time in which the device was busy, over the last minute; none without a device."""
+    cpu_utilization: Annotated[float, Field(ge=0, le=100_000, allow_inf_nan=False)] | None = None
+    """CPU cores that the trainer and its children kept busy, over the last minute."""
     device_memory_bytes: Count | None = None
     """Memory used on the device; on CPU the process's resident memory."""
     last_step_time: AwareDatetime | None = None
@@ -186,6 +190,17 @@ class LastError(SnapshotModel):
     """The code it ends with."""
 
 
+class Trouble(SnapshotModel):
+    """Something that is wrong while the training goes on, e.g. a checkpoint that can't be saved."""
+
+    reason: Annotated[str, Field(min_length=1, max_length=128, pattern=r"^[A-Za-z][A-Za-z0-9]*$")]
+    """One CamelCase word for programs."""
+    message: Annotated[str, Field(max_length=1024)]
+    """What is wrong and what to do."""
+    since: AwareDatetime
+    """When it began."""
+
+
 class Snapshot(SnapshotModel):
     """All that a trainer says, at one moment."""
 
@@ -207,6 +222,8 @@ class Snapshot(SnapshotModel):
     """The complete checkpoints that are there, oldest first."""
     output: SavedOutput | None = None
     """The finished model."""
+    troubles: Annotated[tuple[Trouble, ...], Field(max_length=8)] = ()
+    """What is wrong now, while the training goes on; each reason once."""
     error: LastError | None = None
     """Why the trainer ended, if not well."""
 
@@ -240,4 +257,5 @@ class Snapshot(SnapshotModel):
     def _cut_to(self, length: int) -> "Snapshot":
         error = self.error and self.error.model_copy(update={"message": cut(self.error.message, max(length, 200))})
         milestones = tuple(m.model_copy(update={"message": cut(m.message, max(length, 2))}) for m in self.milestones)
-        return self.model_copy(update={"milestones": milestones, "error": error})
+        troubles = tuple(t.model_copy(update={"message": cut(t.message, max(length, 2))}) for t in self.troubles)
+        return self.model_copy(update={"milestones": milestones, "troubles": troubles, "error": error})

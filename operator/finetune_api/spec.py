@@ -7,6 +7,7 @@ from typing import Annotated, ClassVar, Final, Literal
 from pydantic import Field
 
 from finetune_api.compute import Resources, Storage
+from finetune_api.credentials import Credentials
 from finetune_api.data import Dataset, Task
 from finetune_api.fields import ApiModel, Format, LabelName, Name, Rule
 from finetune_api.method import CheckpointPolicy, Method, Training
@@ -15,20 +16,14 @@ from finetune_api.uris import ModelUri
 MANAGED_BY: Final = "finetune.dev/operator"
 
 
-class Credentials(ApiModel):
-    """A Secret that only the training pod reads."""
-
-    secret_name: Name
-    """Name of a Secret in the run's namespace; its key `token` becomes the hub token."""
-
-
 class Model(ApiModel):
     """The model to start from."""
 
     uri: ModelUri
     """hf://organization/name[@revision], pvc://claim/path, s3://, gs://, or run://other-run[/checkpoint]."""
     credentials: Credentials | None = None
-    """For a gated or private model."""
+    """For a gated or private model: the Secret's key `token` becomes the hub token. For s3:// and gs://: the keys that
+    `dataset.credentials` names."""
     trust_remote_code: bool = False
     """Run Python code that comes with the model. Only for models whose code you have read."""
 
@@ -56,8 +51,8 @@ class Recovery(ApiModel):
 
     max_restarts_without_progress: Annotated[int, Field(ge=0, le=100)] = 3
     """Attempts in a row that may end without a newer checkpoint before the run fails."""
-    hang_timeout_seconds: Annotated[int, Field(ge=60, le=604_800)] | None = None
-    """Seconds without a step after which the run counts as hung; unset means never."""
+    hang_timeout_seconds: Annotated[int, Field(ge=60, le=604_800)] = 1800
+    """Seconds without a step after which a run whose device (or CPU, without one) is idle too counts as hung."""
     on_hang: OnHang = OnHang.NOTIFY
     """What is done with a run that makes no step."""
 

@@ -49,6 +49,8 @@ class ConditionType(StrEnum):
     """The run's turn has come and the cluster has room for it."""
     SUSPENDED = "Suspended"
     """The run is paused."""
+    DEGRADED = "Degraded"
+    """The run goes on, and something is wrong with it: it hangs, or a checkpoint can't be saved."""
     RECONCILING = "Reconciling"
     """The run is active (kstatus: in progress)."""
     STALLED = "Stalled"
@@ -194,11 +196,20 @@ class Failure(StatusModel):
     """The attempt in which it happened."""
 
 
+class ResolvedModel(StatusModel):
+    """What `spec.model.uri` stood for when the run began: run:// is resolved once, whatever becomes of that run."""
+
+    uri: Annotated[str, Field(max_length=512)]
+    """The weights that the training starts from."""
+    adapter_uri: Annotated[str, Field(max_length=512)] | None = None
+    """The adapter over them with which it goes on."""
+
+
 class QueueState(StatusModel):
     """What the run waits for."""
 
     position: Annotated[int, Field(ge=0, le=10_000_000)] | None = None
-    """Runs ahead of this one, counted from 1."""
+    """Place among the waiting runs of its namespace, counted from 1; kept up to date every few seconds at best."""
     message: Message = ""
     """What it waits for."""
 
@@ -216,12 +227,20 @@ class FineTuneRunStatus(StatusModel):
     """Number of the newest attempt, counted from 1; each is one Job."""
     restarts_without_progress: Annotated[int, Field(ge=0, le=1000)] = 0
     """Attempts in a row that ended without a newer checkpoint."""
+    hang_restarts: Annotated[int, Field(ge=0, le=1000)] = 0
+    """Of these, how many were ended because they hung."""
+    earlier_step: Count = 0
+    """Newest step that was saved by the attempts before this one; only a later one is progress."""
     start_time: Time | None = None
     """When the first pod ran."""
     completion_time: Time | None = None
     """When the run ended."""
     active_seconds: Count = 0
     """Seconds in which a pod ran, over all attempts."""
+    earlier_active_seconds: Count = 0
+    """Of them, those of the attempts before this one."""
+    model: ResolvedModel | None = None
+    """What the training starts from."""
     events: Annotated[tuple[RunEvent, ...], Field(max_length=64), UniqueBy("sequence")] = ()
     """The run's history, oldest first. TRAIN_UPDATED and CHECKPOINT_SAVED are replaced in place."""
     progress: Progress | None = None

@@ -19,7 +19,9 @@ TOKEN_VARIABLE = "HF_TOKEN"  # noqa: S105 - the variable's name, not a token
 """Environment variable with the hub token, set from the user's Secret."""
 RUN_MOUNT = "/mnt/run"
 MODEL_MOUNT = "/mnt/model"
+ADAPTER_MOUNT = "/mnt/adapter"
 DATA_MOUNT = "/mnt/data"
+EVAL_MOUNT = "/mnt/eval"
 
 
 class RunIdentity(ApiModel):
@@ -37,7 +39,11 @@ class ModelSource(ApiModel):
     uri: str
     """As the user wrote it."""
     path: str | None = None
-    """Where it is mounted; None for hf://, which the trainer loads from the hub."""
+    """Where it is mounted; None for what the trainer fetches itself: hf://, s3:// and gs://."""
+    adapter_uri: str | None = None
+    """The adapter of an earlier run with which the training goes on."""
+    adapter_path: str | None = None
+    """Where that is mounted."""
     trust_remote_code: bool = False
 
 
@@ -46,8 +52,8 @@ class DataSource(ApiModel):
 
     uri: str
     """As the user wrote it."""
-    path: str
-    """Where it is mounted."""
+    path: str | None = None
+    """Where it is mounted; None for what the trainer fetches itself: hf://, s3://, gs:// and https://."""
     max_samples: int | None = None
 
 
@@ -59,6 +65,7 @@ class DataConfig(ApiModel):
     format: DataFormat = DataFormat.AUTO
     columns: Columns = Columns()
     template: Template = Template()
+    streaming: bool = False
 
 
 class TrainerConfig(ApiModel):

@@ -1,117 +1,42 @@
-"""The trainer's process: configuration in, exit code out. The one place where errors become exit codes.
+"""The trainer as a program. Takes SIGTERM before it imports anything that takes time: a stop always ends in code 75."""
 
-Cheap checks come first: nothing heavy is imported before settings, model descriptions and data are known to be good.
-"""
-
-import errno
-import json
-import logging
+import argparse
 import os
+import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Sequence
+from pathlib import Path
 
-from pydantic import ValidationError
-
-from finetune_api.snapshot import EventType, ExitCode
-from finetune_api.trainer_config import CONFIG_VARIABLE, TrainerConfig
-from finetune_trainer import distributed, history, journal, metrics, preflight, server
-from finetune_trainer.errors import ConfigInvalid, OutOfMemory, TrainerError
-from finetune_trainer.reporter import Reporter
-from finetune_trainer.stopping import StopRequest
-
-logger = logging.getLogger(__name__)
+STOPPED, BAD_CONFIG = 75, 64
+"""As ExitCode has them, which isn't imported yet."""
 
 
-def main() -> int:
-    """Train as FINETUNE_CONFIG says; the exit code tells how it went."""
-    log = journal.open_journal()
-    given = os.environ.get(CONFIG_VARIABLE, "")
-    uid, attempt = _identity(given)
-    reporter = Reporter(uid, attempt=attempt)
+def main(arguments: Sequence[str] = ()) -> int:
+    """Train as the configuration says; the exit code tells how it went."""
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: os._exit(STOPPED))
+    given = _configuration(arguments)
+    from finetune_trainer import attempt
 
-    def say_stopped() -> None:
-        _end(reporter, "Stopped", "stopped on request before the training began; nothing was lost", ExitCode.STOPPED)
-        log.drain()
-
-    stop = StopRequest(last_act=say_stopped)
-    stop.listen()
-    server.start(reporter)
-    code = _exit_code(reporter, lambda: run(_configuration(given), reporter, stop))
-    stop.ignore()
-    reporter.write_last_word()
-    log.drain()
-    return code
+    return attempt.main(given)
 
 
-def run(config: TrainerConfig, reporter: Reporter, stop: StopRequest) -> None:
-    """One attempt. Raises a TrainerError where it ends before its time."""
-    metrics.describe(config, device="")
-    earlier = history.finished(config)
-    if earlier is not None:
-        reporter.recall(earlier)
-        journal.event(logger, "ALREADY_FINISHED", "the output of this run is complete; there is nothing to do")
-        return
-    distributed.refuse_several(os.environ)
-    distributed.tune_threads(os.environ)
-    prepared = preflight.check(config)
-    reporter.milestone(EventType.DATA_VALIDATED, prepared.summary)
-
-    from finetune_trainer import training  # imports torch and transformers: seconds
-
-    training.run(config, prepared, reporter, stop)
-
-
-def _configuration(given: str) -> TrainerConfig:
-    """What the environment asks for. Raises ConfigInvalid with the field's name."""
-    if not given:
-        raise ConfigInvalid(f"the variable {CONFIG_VARIABLE} is not set; it holds the configuration as JSON")
-    try:
-        return TrainerConfig.decode(given)
-    except ValidationError as error:
-        wrong = [f"{'.'.join(map(str, e['loc'])) or 'the whole'}: {e['msg']}" for e in error.errors(include_url=False)]
-        raise ConfigInvalid(f"{CONFIG_VARIABLE} can't be used: {'; '.join(wrong[:5])}") from error
-
-
-def _identity(given: str) -> tuple[str, int]:
-    """Run and attempt, even of a configuration that can't be used."""
-    try:
-        run = json.loads(given)["run"]
-        return str(run["uid"])[:64], max(1, int(run["attempt"]))
-    except (ValueError, KeyError, TypeError):
-        return "", 1
-
-
-def _exit_code(reporter: Reporter, work: Callable[[], None]) -> int:
-    """Do the work; tell of its failure, if it fails."""
-    try:
-        work()
-    except TrainerError as error:
-        return _end(reporter, error.reason, str(error), error.exit_code)
-    except Exception as error:  # noqa: BLE001 - told with its traceback, and the process ends
-        memory = _memory_trouble(error)
-        if memory is not None:
-            return _end(reporter, memory.reason, str(memory), memory.exit_code)
-        text = f"{type(error).__name__}: {error}"
-        return _end(reporter, "TrainerFailed", text, 1, traceback=True)
-    return ExitCode.DONE
-
-
-def _end(reporter: Reporter, reason: str, message: str, code: int, *, traceback: bool = False) -> int:
-    reporter.failed(reason=reason, message=message, exit_code=code, traceback=traceback)
-    reporter.write_last_word()
-    return code
-
-
-def _memory_trouble(error: Exception) -> OutOfMemory | None:
-    """Recognise a full device: torch's own class for it isn't there before torch is imported."""
-    full = type(error).__name__ == "OutOfMemoryError" or "can't allocate memory" in str(error)
-    if not (full or isinstance(error, MemoryError) or getattr(error, "errno", None) == errno.ENOMEM):
-        return None
-    return OutOfMemory(
-        "the device has too little memory: lower training.batchSize.perDevice (and raise gradientAccumulationSteps) or"
-        f" maxSequenceLength, or set gradientCheckpointing to Enabled ({str(error)[:200]})"
+def _configuration(arguments: Sequence[str]) -> str | None:
+    """The configuration from a file, if one is named."""
+    parser = argparse.ArgumentParser(
+        "python -m finetune_trainer",
+        description="Fine-tunes a language model and writes checkpoints and the result to the run's folder."
+        " Exit codes: 0 done, 64 bad configuration, 65 bad data, 66 model or data not found, 73 storage full,"
+        " 75 stopped on request, 77 no permission, 78 diverged, 137 out of memory.",
     )
+    parser.add_argument("--config", type=Path, metavar="FILE", help="JSON configuration; else FINETUNE_CONFIG holds it")
+    file: Path | None = parser.parse_args(arguments).config
+    try:
+        return None if file is None else file.read_text(encoding="utf-8")
+    except (OSError, ValueError) as error:
+        print(f"--config {file} can't be read: {error}", file=sys.stderr)  # noqa: T201 - for a terminal
+        sys.exit(BAD_CONFIG)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(sys.argv[1:]))

@@ -10,7 +10,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from finetune_trainer.data import Dataset
+from finetune_trainer.dataset import Dataset
+
+Row = tuple["np.typing.NDArray[np.int32]", "np.typing.NDArray[np.bool_]"]
+"""Tokens, and which of them are learned."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -23,16 +26,32 @@ class Tensors:
     """Where, in the rows laid end to end, a token is predicted that is learned."""
     targets: torch.Tensor
     """Those tokens."""
+    counts: tuple[int, ...]
+    """How many of them each row has."""
 
 
 def targets_in(data: Dataset, records: Sequence[int]) -> int:
     """How many tokens of these records are learned."""
-    return sum(int(data.record(index)[1][1:].sum()) for index in records)
+    return sum(int(learned[1:].sum()) for _, learned in rows_of(data, records))
+
+
+def rows_of(data: Dataset, records: Sequence[int]) -> list[Row]:
+    """The token sequences of records: one each, or of a pair first the chosen and then the rejected one."""
+    if not data.paired:
+        return [data.record(index) for index in records]
+    pairs = [data.pair(index) for index in records]
+    return [(row.tokens, row.learned) for pair in pairs for row in (pair.chosen, pair.rejected)]
+
+
+def cost(data: Dataset, records: Sequence[int], *, packed: bool) -> int:
+    """Tokens of a forward pass over these records, padding included."""
+    lengths = [len(tokens) for tokens, _ in rows_of(data, records)]
+    return sum(lengths) if packed else max(lengths) * len(lengths)
 
 
 def build(data: Dataset, records: Sequence[int], *, packed: bool, device: torch.device) -> Tensors:
     """The tensors of a micro-batch."""
-    rows = [data.record(index) for index in records]
+    rows = rows_of(data, records)
     lengths = [len(tokens) for tokens, _ in rows]
     width = max(lengths)
     starts = np.cumsum([0, *lengths[:-1]]) if packed else np.arange(len(rows)) * width
@@ -48,7 +67,8 @@ def build(data: Dataset, records: Sequence[int], *, packed: bool, device: torch.
         inputs["segments"] = tuple(lengths)
         if device.type == "cuda":
             inputs["boundaries"] = _put(np.cumsum([0, *lengths], dtype=np.int32), device)
-    return Tensors(inputs, _put(predicting, device), _put(ids[predicting + 1], device))
+    counts = tuple(map(len, positions))
+    return Tensors(inputs, _put(predicting, device), _put(ids[predicting + 1], device), counts)
 
 
 def _put(values: "np.typing.NDArray[Any]", device: torch.device) -> torch.Tensor:

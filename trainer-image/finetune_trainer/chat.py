@@ -16,7 +16,8 @@ import jinja2
 from jinja2 import ext, nodes, parser, runtime, sandbox
 
 from finetune_api.data import Template
-from finetune_trainer.records import Conversation, Message, Problem
+from finetune_trainer.messages import Message, Problem
+from finetune_trainer.records import Conversation
 
 Span = tuple[int, int]
 

@@ -4,7 +4,6 @@ One is complete or not there. Of those that are there the newest that verifies i
 """
 
 import json
-import random
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -12,20 +11,21 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from finetune_api.snapshot import SavedCheckpoint, TrainProgress
 from finetune_api.trainer_config import RunIdentity
-from finetune_trainer import durable, weights
+from finetune_trainer import durable, generators, weights
+from finetune_trainer.evaluation import Watch
 from finetune_trainer.model import Learner
 from finetune_trainer.source import ModelFolder
 
 FOLDER = "checkpoints"
 LATEST = "latest"
 OPTIMIZER, GENERATORS, STATE = "optimizer.safetensors", "rng.safetensors", "state.json"
+REFERENCE = "reference.safetensors"
 
 _NAME = re.compile(r"ep(\d+)-ba(\d+)")
 
@@ -43,6 +43,20 @@ class Position:
         """The checkpoint's name."""
         return f"ep{self.epoch}-ba{self.step}"
 
+    def after(self, tokens: int, *, steps_per_epoch: int) -> "Position":
+        """One step further, in which there were so many tokens."""
+        return Position(step=self.step + 1, epoch=self.step // steps_per_epoch + 1, tokens=self.tokens + tokens)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reached:
+    """How far a training came: all of its state but weights, optimizer and generators."""
+
+    position: Position
+    watch: Watch
+    progress: TrainProgress
+    """What was told of it."""
+
 
 @dataclass
 class Found:
@@ -50,6 +64,8 @@ class Found:
 
     folder: Path | None = None
     step: int = 0
+    per_device: int | None = None
+    """Records in a forward pass: what `Auto` or a full memory has led to."""
     facts: Mapping[str, Any] = field(default_factory=dict)
     """What the checkpoint says of the software and device it was made with."""
     passed_over: list[str] = field(default_factory=list)
@@ -84,20 +100,23 @@ class Store:
                 found.passed_over.append(f"{folder.name}: {damage}")
                 self._complete = [entry for entry in self._complete if entry[1].name != folder.name]
             else:
-                return Found(folder, int(manifest["step"]), manifest["facts"], found.passed_over)
+                size = manifest.get("perDevice")
+                return Found(folder, int(manifest["step"]), size, manifest["facts"], found.passed_over)
         return found
 
     def save(
         self,
         learner: Learner,
         optimizer: torch.optim.Optimizer,
-        position: Position,
+        state: Reached,
         *,
         model: ModelFolder,
-        progress: TrainProgress,
+        per_device: int,
+        reference: Mapping[str, torch.Tensor],
         facts: Mapping[str, Any],
     ) -> SavedCheckpoint:
         """Write a checkpoint, verify it, then delete those that are too many. Raises OSError."""
+        position = state.position
         target = self._root / position.name
         now = datetime.now(UTC)
         manifest = {
@@ -107,6 +126,7 @@ class Store:
             "step": position.step,
             "epoch": position.epoch,
             "worldSize": 1,
+            "perDevice": per_device,
             "time": now.isoformat(),
             "fingerprint": self._fingerprint,
             "facts": facts,
@@ -114,7 +134,9 @@ class Store:
         try:
             with durable.new_folder(target) as folder:
                 weights.write(learner, model, folder)
-                _write_state(folder, learner, optimizer, position, progress)
+                _write_state(folder, learner, optimizer, state)
+                if reference:
+                    save_file(dict(reference), folder / REFERENCE)
                 durable.write_manifest(folder, manifest)
             durable.verify(target)
         except (SafetensorError, durable.Damaged) as error:
@@ -164,8 +186,8 @@ class Store:
             raise durable.Damaged("it was made with other settings or data")
 
 
-def restore(folder: Path, learner: Learner, optimizer: torch.optim.Optimizer) -> tuple[Position, TrainProgress]:
-    """Put everything back as it was when the checkpoint was made; returns how far it was, and what was told of it."""
+def restore(folder: Path, learner: Learner, optimizer: torch.optim.Optimizer) -> Reached:
+    """Put everything back as it was when the checkpoint was made; returns how far it was."""
     if not learner.full:
         weights.read_adapter(learner, folder)
     tensors = load_file(folder / OPTIMIZER)
@@ -174,52 +196,39 @@ def restore(folder: Path, learner: Learner, optimizer: torch.optim.Optimizer) ->
         step = tensors[f"{name}.step"].to(parameter.device)
         optimizer.state[parameter] = {"step": step, **{key: m.to(parameter.device) for key, m in moments.items()}}
     state = json.loads((folder / STATE).read_text(encoding="utf-8"))
-    _restore_generators(folder, state)
-    position = Position(step=state["step"], epoch=state["epoch"], tokens=state["tokens"])
-    return position, TrainProgress.model_validate(state["progress"])
+    generators.read(load_file(folder / GENERATORS), state).put_back()
+    return Reached(
+        position=Position(step=state["step"], epoch=state["epoch"], tokens=state["tokens"]),
+        watch=Watch.model_validate(state.get("watch", {})),
+        progress=TrainProgress.model_validate(state["progress"]),
+    )
 
 
-def _write_state(
-    folder: Path,
-    learner: Learner,
-    optimizer: torch.optim.Optimizer,
-    position: Position,
-    progress: TrainProgress,
-) -> None:
+def read_reference(folder: Path) -> dict[str, torch.Tensor]:
+    """What was computed once, before the first step."""
+    return load_file(folder / REFERENCE)
+
+
+def _write_state(folder: Path, learner: Learner, optimizer: torch.optim.Optimizer, state: Reached) -> None:
     moments = {
         f"{name}.{key}": value.contiguous()
         for name, parameter in learner.trained.items()
         for key, value in optimizer.state[parameter].items()
     }
     save_file(moments, folder / OPTIMIZER)
-    generators = {"torch": torch.get_rng_state()}
-    if learner.device.type == "cuda":
-        generators["cuda"] = torch.cuda.get_rng_state()
-    save_file(generators, folder / GENERATORS)
-    version, numbers, gauss = random.getstate()
-    drawn = np.random.get_state(legacy=False)
-    state = {
+    drawn = generators.take(learner.device)
+    save_file(dict(drawn.tensors), folder / GENERATORS)
+    position = state.position
+    described = {
         "step": position.step,
         "epoch": position.epoch,
         "tokens": position.tokens,
         "learningRate": optimizer.param_groups[0]["lr"],
-        "progress": progress.model_dump(mode="json", by_alias=True),
-        "python": [version, list(numbers), gauss],
-        "numpy": json.loads(json.dumps(drawn, default=lambda array: array.tolist())),
+        "watch": state.watch.to_wire(),
+        "progress": state.progress.model_dump(mode="json", by_alias=True),
+        **drawn.as_json(),
     }
-    (folder / STATE).write_text(json.dumps(state) + "\n", encoding="utf-8")
-
-
-def _restore_generators(folder: Path, state: Mapping[str, Any]) -> None:
-    generators = load_file(folder / GENERATORS)
-    torch.set_rng_state(generators["torch"])
-    if "cuda" in generators and torch.cuda.is_available():
-        torch.cuda.set_rng_state(generators["cuda"])
-    version, numbers, gauss = state["python"]
-    random.setstate((version, tuple(numbers), gauss))
-    drawn = state["numpy"]
-    drawn["state"]["key"] = np.array(drawn["state"]["key"], dtype=np.uint32)
-    np.random.set_state(drawn)
+    (folder / STATE).write_text(json.dumps(described) + "\n", encoding="utf-8")
 
 
 def _step_of(folder: Path) -> int:

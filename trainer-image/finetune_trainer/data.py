@@ -1,287 +1,178 @@
-"""The training data: read, checked in full, turned into tokens. Needs neither torch nor the model's weights.
+"""The training data: found, read, checked in full, turned into tokens. Needs neither torch nor the model's weights.
 
-Every bad line is named by file, number and key. Nothing is repaired or left out in silence.
+Every bad record is named by file, line and key. Nothing is repaired or left out in silence.
 """
 
-import hashlib
+import errno
+import functools
+import itertools
 import logging
 from array import array
-from collections import Counter
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
-from itertools import islice
+from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from finetune_api.data import DataFormat, Task
-from finetune_api.trainer_config import DataConfig
-from finetune_trainer import chat, journal, records
-from finetune_trainer.errors import ConfigInvalid, DataInvalid, NoPermission, NotFound
-from finetune_trainer.source import neighbours
+from finetune_api.trainer_config import DataConfig, DataSource
+from finetune_trainer import distributed, encoding, formats, journal, parallel, places, readers, statistics
+from finetune_trainer.arrays import Growing
+from finetune_trainer.dataset import Dataset, Pair, Places, Sequence
+from finetune_trainer.errors import ConfigInvalid, DataInvalid, StorageFailed
+from finetune_trainer.formats import Files
 from finetune_trainer.tokenizer import TextEncoder
+
+__all__ = ["Dataset", "Pair", "Sequence", "find_files", "load"]
 
 logger = logging.getLogger(__name__)
 
-LOGGED_PROBLEMS = 20
 TOLD_PROBLEMS = 3
 CHUNK = 1000
-"""Records that are tokenized together, on all threads."""
-
-_BOM = b"\xef\xbb\xbf"
-
-
-@dataclass(frozen=True)
-class Place:
-    """Where a record stands."""
-
-    file: str
-    line: int
-
-    def __str__(self) -> str:
-        return f"{self.file} line {self.line}"
+"""Records that are tokenized together."""
+CHUNK_BYTES = 1 << 20
+"""A chunk is full with fewer records if they are long."""
+PARALLEL_FROM = 1 << 22
+"""Bytes of data from which other processes help: below, they take longer to start than they save."""
 
 
-@dataclass(frozen=True, eq=False)
-class Dataset:
-    """All records as tokens, one after the other."""
+def load(
+    config: DataConfig,
+    task: Task,
+    encoder: TextEncoder,
+    *,
+    longest: int,
+    source: DataSource | None = None,
+    scratch: Path | None = None,
+) -> tuple[Dataset, str]:
+    """All data of a source (that to train on, unless another is named), and what to tell of it.
 
-    tokens: NDArray[np.int32]
-    learned: NDArray[np.bool_]
-    """Which tokens are targets of the loss."""
-    ends: NDArray[np.int64]
-    places: tuple[Place, ...]
-
-    @property
-    def lengths(self) -> list[int]:
-        """Tokens of each record."""
-        return [int(n) for n in np.diff(self.ends, prepend=0)]
-
-    def record(self, index: int) -> tuple[NDArray[np.int32], NDArray[np.bool_]]:
-        """Tokens of a record, and which of them are learned."""
-        start = int(self.ends[index - 1]) if index else 0
-        stop = int(self.ends[index])
-        return self.tokens[start:stop], self.learned[start:stop]
-
-    def digest(self) -> str:
-        """Equal for equal data in equal order."""
-        parts = (self.tokens.tobytes(), self.learned.tobytes(), self.ends.tobytes())
-        return hashlib.sha256(b"".join(hashlib.sha256(part).digest() for part in parts)).hexdigest()
-
-
-@dataclass
-class Account:
-    """What was found on the way."""
-
-    files: list[str] = field(default_factory=list)
-    lines: int = 0
-    problems: list[str] = field(default_factory=list)
-    problem_count: int = 0
-    cut: int = 0
-    duplicates: int = 0
-    reduced: int = 0
-    unlearnable: list[str] = field(default_factory=list)
-    ignored: Counter[str] = field(default_factory=Counter)
-
-    def add_problem(self, place: Place, problem: object) -> None:
-        """Note a bad line; only the first ones are kept and logged."""
-        self.problem_count += 1
-        if self.problem_count <= LOGGED_PROBLEMS:
-            self.problems.append(f"{place}: {problem}")
-            journal.event(logger, "BAD_RECORD", self.problems[-1], logging.ERROR)
+    With `dataset.streaming` the tokens go to a file in `scratch` instead of memory.
+    Raises DataInvalid, NotFound, NoPermission, ConfigInvalid or StorageFailed.
+    """
+    _refuse_unfit(task, encoder)
+    source = source or config.train
+    files = find_files(config, task, source)
+    raw = itertools.islice(readers.read(files, task=task, columns=config.columns), source.max_samples)
+    work = functools.partial(
+        encoding.encode,
+        settings=encoding.Settings(task, config.columns, config.template, encoder, longest),
+    )
+    folder = scratch if config.streaming else None
+    try:
+        builder = _Builder(folder, paired=task == Task.PREFERENCE)
+        for made in parallel.mapped(work, _chunks(raw), workers=_workers(files, source)):
+            builder.add(made)
+        dataset = builder.finish()
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG):
+            raise
+        raise StorageFailed(f"dataset.streaming keeps the tokens in {folder}, which has no room: {error}") from error
+    _refuse_bad(builder.tally, files, source)
+    figures = statistics.of(dataset, builder.tally)
+    if figures.records == 0:
+        raise DataInvalid(statistics.nothing_left(builder.tally, longest))
+    journal.event(logger, "DATA_STATISTICS", source.uri, logging.INFO, **figures.fields())
+    return dataset, statistics.told(figures, builder.tally, files.names, longest=longest)
 
 
-def load(config: DataConfig, task: Task, encoder: TextEncoder, *, longest: int) -> tuple[Dataset, str]:
-    """All data, and what to tell of it. Raises DataInvalid, NotFound, ConfigInvalid."""
+def find_files(config: DataConfig, task: Task, source: DataSource | None = None) -> Files:
+    """The files to read, fetched if they lie elsewhere. Raises NotFound, NoPermission or ConfigInvalid."""
+    source = source or config.train
+    if source.path is None:
+        files = places.fetch(source.uri, config.format, evaluation=source is config.eval)
+    else:
+        files = formats.find(Path(source.path), config.format, uri=source.uri)
+    if files.format == DataFormat.TEXT and task != Task.CONTINUED_PRETRAIN:
+        raise ConfigInvalid(
+            f"dataset {source.uri} is plain text, which task {task} can't learn from: use task ContinuedPretrain, or"
+            " records in JSONL, CSV or Parquet"
+        )
+    return files
+
+
+def _refuse_unfit(task: Task, encoder: TextEncoder) -> None:
     if task == Task.CHAT_COMPLETION and encoder.chat_template is None:
         raise ConfigInvalid(
             "task ChatCompletion needs a model with a chat template, and this tokenizer has none:"
             " use an instruct model, or task InstructionFineTune"
         )
-    account = Account()
-    builder = _Builder(encoder, longest, account)
-    parsed = islice(_parsed(config, task, account), config.train.max_samples)
-    written = _written(parsed, config, encoder, account)
-    while chunk := list(islice(written, CHUNK)):
-        builder.add(chunk)
-    _refuse_bad(account, config)
-    return builder.finish(), _summary(account, builder, longest)
 
 
-def find_files(config: DataConfig) -> list[Path]:
-    """The files to read, in order. Raises NotFound."""
-    path, uri = Path(config.train.path), config.train.uri
-    try:
-        files = sorted(path.glob("*.jsonl")) if path.is_dir() else [path] if path.exists() else []
-    except PermissionError as error:
-        raise NoPermission(f"dataset {uri}: {path} can't be read: {error.strerror}") from error
-    if not files:
-        what = "no *.jsonl in" if path.is_dir() else "there is no"
-        raise NotFound(f"dataset {uri} not found: {what} {path}; {neighbours(path)}")
-    formats = {".parquet": DataFormat.PARQUET, ".csv": DataFormat.CSV, ".txt": DataFormat.TEXT}
-    kind = formats.get(files[0].suffix) if config.format == DataFormat.AUTO else config.format
-    if kind not in (None, DataFormat.JSONL):
-        raise ConfigInvalid(f"dataset {uri} has format {kind}, which isn't supported yet: convert it to JSONL")
-    return files
+def _workers(files: Files, source: DataSource) -> int:
+    """Processes that help; none for little data."""
+    few = source.max_samples is not None and source.max_samples <= 10 * CHUNK
+    size = files.size * (5 if any(path.suffix in formats.COMPRESSED for path in files.paths) else 1)
+    return 1 if few or size < PARALLEL_FROM else min(distributed.usable_cpus(), 32)
 
 
-def _lines(files: Sequence[Path], account: Account) -> Iterator[tuple[Place, bytes]]:
-    """All lines that aren't blank."""
-    for path in files:
-        account.files.append(path.name)
-        try:
-            with path.open("rb") as file:
-                for number, raw in enumerate(file, start=1):
-                    line = (raw.removeprefix(_BOM) if number == 1 else raw).strip()
-                    if line:
-                        account.lines += 1
-                        yield Place(path.name, number), line
-        except PermissionError as error:
-            raise NoPermission(f"{path} can't be read: {error.strerror}; let the pod's user read it") from error
-        except OSError as error:
-            raise NotFound(f"{path} can't be read: {error.strerror}") from error
+def _chunks(raw: Iterable[readers.Raw]) -> Iterator[list[readers.Raw]]:
+    chunk: list[readers.Raw] = []
+    size = 0
+    for record in raw:
+        chunk.append(record)
+        size += _size(record.value)
+        if len(chunk) == CHUNK or size >= CHUNK_BYTES:
+            yield chunk
+            chunk, size = [], 0
+    if chunk:
+        yield chunk
 
 
-def _parsed(config: DataConfig, task: Task, account: Account) -> Iterator[tuple[Place, records.Conversation]]:
-    for place, line in _lines(find_files(config), account):
-        try:
-            conversation = records.parse(line, task=task, columns=config.columns)
-        except records.Problem as problem:
-            account.add_problem(place, problem)
-        else:
-            account.ignored.update(conversation.ignored)
-            yield place, conversation
-
-
-def _written(
-    parsed: Iterator[tuple[Place, records.Conversation]], config: DataConfig, encoder: TextEncoder, account: Account
-) -> Iterator[tuple[Place, chat.Text]]:
-    around = config.template
-    chosen = around.prefix or around.instruction or around.response
-    source = None if chosen else encoder.chat_template
-    template = None if source is None else chat.ChatTemplate(source, encoder.special)
-    for place, conversation in parsed:
-        try:
-            text = template.write(conversation) if template else chat.plain(conversation, around)
-        except records.Problem as problem:
-            account.add_problem(place, problem)
-        else:
-            account.reduced += text.reduced
-            yield place, text
+def _size(value: Any) -> int:
+    if isinstance(value, bytes):
+        return len(value)
+    if isinstance(value, dict):
+        return sum(len(part) for part in value.values() if isinstance(part, str | list))
+    return len(getattr(value, "text", ""))
 
 
 class _Builder:
     """Gathers tokens."""
 
-    def __init__(self, encoder: TextEncoder, longest: int, account: Account) -> None:
-        self._encoder = encoder
-        self._longest = longest
-        self._account = account
-        self._seen: set[bytes] = set()
-        self.tokens, self.learned, self.ends = array("i"), bytearray(), array("q")
-        self.places: list[Place] = []
+    def __init__(self, folder: Path | None, *, paired: bool) -> None:
+        self._paired = paired
+        self._tokens = Growing(np.int32, folder)
+        self._learned = Growing(np.bool_, folder)
+        self._lengths, self._keys = array("q"), array("Q")
+        self._files: dict[tuple[str, str], int] = {}
+        self._file_of, self._lines = array("i"), array("q")
+        self.tally = encoding.Tally()
 
-    def add(self, chunk: list[tuple[Place, chat.Text]]) -> None:
-        """Tokenize some records and keep what can be learned from."""
-        encodings: dict[int, tuple[list[int], list[Span]]] = {}
-        for special in (False, True):
-            picked = [n for n, (_, text) in enumerate(chunk) if text.special == special]
-            texts = [chunk[n][1].text for n in picked]
-            made = self._encoder.tokenizer.encode_batch(texts, add_special_tokens=special) if texts else []
-            encodings |= {n: (e.ids, e.offsets) for n, e in zip(picked, made, strict=True)}
-        for n, (place, text) in enumerate(chunk):
-            self._keep(place, *targets(*encodings[n], text.learned, self._encoder))
+    def add(self, made: encoding.Encoded) -> None:
+        """Keep some records. Raises OSError."""
+        known = self.tally.problem_count
+        self.tally.add(made.tally)
+        for place, problem in self.tally.problems[known:]:
+            journal.event(logger, "BAD_RECORD", f"{place}: {problem}", logging.ERROR)
+        if self.tally.problem_count:  # nothing will be learned: go on only to name what else is wrong
+            return
+        self._tokens.add(made.tokens)
+        self._learned.add(made.learned)
+        self._lengths.extend(made.lengths)
+        self._keys.extend(made.keys)
+        for place in made.places:
+            self._file_of.append(self._files.setdefault((place.file, place.unit), len(self._files)))
+            self._lines.append(place.line)
 
     def finish(self) -> Dataset:
         """Everything that was kept."""
         return Dataset(
-            np.frombuffer(self.tokens, dtype=np.int32),
-            np.frombuffer(bytes(self.learned), dtype=np.bool_),
-            np.frombuffer(self.ends, dtype=np.int64),
-            tuple(self.places),
+            self._tokens.finish(),
+            self._learned.finish(),
+            np.cumsum(np.frombuffer(self._lengths, dtype=np.int64)),
+            Places(list(self._files), self._file_of, self._lines),
+            self._paired,
+            np.frombuffer(self._keys, dtype=np.uint64),
         )
 
-    def _keep(self, place: Place, ids: list[int], learned: list[bool]) -> None:
-        if len(ids) > self._longest:
-            self._account.cut += 1
-            ids, learned = ids[: self._longest], learned[: self._longest]
-        if not any(learned[1:]):  # the first token has nothing to be predicted from
-            self._account.unlearnable.append(str(place))
-            return
-        tokens = array("i", ids)
-        key = hashlib.blake2b(tokens.tobytes(), digest_size=12).digest()
-        self._account.duplicates += key in self._seen
-        self._seen.add(key)
-        self.tokens.extend(tokens)
-        self.learned.extend(learned)
-        self.ends.append(len(self.tokens))
-        self.places.append(place)
 
-
-Span = tuple[int, int]
-
-
-def targets(
-    ids: list[int], offsets: list[Span], spans: Sequence[Span], encoder: TextEncoder
-) -> tuple[list[int], list[bool]]:
-    """The tokens of a record and which of them are learned: the answers, each up to and with the token that ends it.
-
-    What a template writes after that token is never generated, so it isn't learned. An answer without such a token
-    gets one, or the model would not learn to stop.
-    """
-    learned = [False] * len(ids)
-    for number, (start, stop) in enumerate(spans):
-        inside = [n for n, (first, last) in enumerate(offsets) if start <= first < stop and last > first]
-        ends = [n for n in inside if ids[n] in encoder.stops]
-        if ends:
-            inside = [n for n in inside if n <= ends[-1]]
-        elif inside and inside[-1] + 1 < len(ids) and ids[inside[-1] + 1] in encoder.stops:
-            inside.append(inside[-1] + 1)
-        elif number == len(spans) - 1 and encoder.end is not None:
-            ids, learned = [*ids, encoder.end], [*learned, False]
-            inside.append(len(ids) - 1)
-        for n in inside:
-            learned[n] = True
-    return ids, learned
-
-
-def _refuse_bad(account: Account, config: DataConfig) -> None:
-    count = account.problem_count
+def _refuse_bad(tally: encoding.Tally, files: Files, source: DataSource) -> None:
+    count = tally.problem_count
     if count:
-        told = "; ".join(account.problems[:TOLD_PROBLEMS])
-        more = f"; and {count - TOLD_PROBLEMS} more of {account.lines:,} lines" if count > TOLD_PROBLEMS else ""
+        told = "; ".join(f"{place}: {problem}" for place, problem in tally.problems[:TOLD_PROBLEMS])
+        more = f"; and {count - TOLD_PROBLEMS} more of {tally.records:,} records" if count > TOLD_PROBLEMS else ""
         raise DataInvalid(f"{told}{more}")
-    if account.lines == 0:
-        names = ", ".join(account.files[:5])
-        raise DataInvalid(f"dataset {config.train.uri} is empty ({names}): put one JSON object in each line")
-
-
-def _summary(account: Account, builder: _Builder, longest: int) -> str:
-    dropped = account.unlearnable
-    if not builder.places:
-        raise DataInvalid(
-            f"none of {account.lines:,} records has an answer within the first {longest} tokens: raise"
-            " training.maxSequenceLength or shorten the prompts"
-        )
-    parts = [f"{_count(len(builder.places), 'record')}, {len(builder.tokens):,} tokens in {_names(account.files)}."]
-    if account.cut:
-        parts.append(f"{account.cut:,} cut at {longest:,} tokens.")
-    if account.duplicates:
-        parts.append(f"{_count(account.duplicates, 'duplicate')}.")
-    if dropped:
-        parts.append(f"{len(dropped):,} left out, as no answer is left after the cut: {_names(dropped)}.")
-    if account.reduced:
-        parts.append(f"{account.reduced:,} learn the last answer only: the chat template rewrites earlier turns.")
-    if account.ignored:
-        parts.append(f"Keys not used: {_names(sorted(account.ignored))}.")
-    return " ".join(parts)
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number:,} {noun}{'' if number == 1 else 's'}"
-
-
-def _names(names: Sequence[str], limit: int = 5) -> str:
-    more = f" and {len(names) - limit} more" if len(names) > limit else ""
-    return ", ".join(name[:80] for name in names[:limit]) + more
+    if tally.records == 0:
+        names = statistics.names(files.names)
+        raise DataInvalid(f"dataset {source.uri} is empty ({names}): there is no record in it")

@@ -1,7 +1,9 @@
-"""Watches how busy and how full the device is, from a thread: by NVML, or for a CPU by this process's own use of it."""
+"""Watches how busy and how full the device and the CPU are, from a thread: by NVML and by the system's own accounts."""
 
 import logging
 import threading
+import time
+from collections import deque
 from collections.abc import Callable
 
 import psutil
@@ -12,13 +14,15 @@ from finetune_trainer.distributed import Device
 logger = logging.getLogger(__name__)
 
 INTERVAL_SECONDS = 2.0
+WINDOW_SECONDS = 60.0
 
 Probe = Callable[[], metrics.DeviceSample]
 
 
 def watch(device: Device, *, report: Callable[[metrics.DeviceSample], None]) -> None:
     """Sample the device now and then, for as long as the process lives."""
-    probe = _nvml_probe() if device.kind == "cuda" else _cpu_probe(device.threads)
+    cpu = _CpuClock()
+    probe = _nvml_probe(cpu) if device.kind == "cuda" else _cpu_probe(cpu)
     threading.Thread(target=_sample, args=(probe, report), name="device-watch", daemon=True).start()
 
 
@@ -34,20 +38,59 @@ def _sample(probe: Probe, report: Callable[[metrics.DeviceSample], None]) -> Non
         report(sample)
 
 
-def _cpu_probe(threads: int) -> Probe:
+class _CpuClock:
+    """CPU cores that this process and its children have kept busy over the last minute."""
+
+    def __init__(self) -> None:
+        self._process = psutil.Process()
+        self._readings = deque([(time.monotonic(), self._seconds())])
+
+    def cores(self) -> float:
+        now, used = time.monotonic(), self._seconds()
+        self._readings.append((now, used))
+        while len(self._readings) > 2 and self._readings[1][0] <= now - WINDOW_SECONDS:
+            self._readings.popleft()
+        since, before = self._readings[0]
+        return max(0.0, used - before) / max(now - since, 1e-3)
+
+    def _seconds(self) -> float:
+        """CPU time so far, that of children which have ended included."""
+        own = self._process.cpu_times()
+        total: float = own.user + own.system + own.children_user + own.children_system
+        for child in self._process.children(recursive=True):
+            try:
+                times = child.cpu_times()
+            except psutil.Error:  # it has ended meanwhile
+                continue
+            total += times.user + times.system
+        return total
+
+
+class _Mean:
+    """The mean of what was seen over the last minute."""
+
+    def __init__(self) -> None:
+        self._seen: deque[float] = deque(maxlen=round(WINDOW_SECONDS / INTERVAL_SECONDS))
+
+    def of(self, value: float) -> float:
+        self._seen.append(value)
+        return sum(self._seen) / len(self._seen)
+
+
+def _cpu_probe(cpu: _CpuClock) -> Probe:
     process = psutil.Process()
     total = psutil.virtual_memory().total
-    process.cpu_percent()  # the first call only starts the clock
 
     def probe() -> metrics.DeviceSample:
-        busy = process.cpu_percent() / 100 / threads
         used = process.memory_info().rss
-        return metrics.DeviceSample(device="cpu", utilization=min(busy, 1.0), memory_used=used, memory_total=total)
+        return metrics.DeviceSample(
+            device="cpu", utilization=None, cpu_cores=cpu.cores(), memory_used=used, memory_total=total
+        )
 
     return probe
 
 
-def _nvml_probe() -> Probe:
+def _nvml_probe(cpu: _CpuClock) -> Probe:
     import torch
 
     try:
@@ -57,22 +100,29 @@ def _nvml_probe() -> Probe:
         handle = pynvml.nvmlDeviceGetHandleByUUID(f"GPU-{torch.cuda.get_device_properties(0).uuid}")
     except Exception as error:  # noqa: BLE001 - no NVML, a MIG slice, another vendor: PyTorch's own figures are left
         logger.warning("NVML can't be used (%s): device utilisation is not reported", error)
-        return _torch_probe()
+        return _torch_probe(cpu)
+    busy = _Mean()
 
     def probe() -> metrics.DeviceSample:
         rates, memory = pynvml.nvmlDeviceGetUtilizationRates(handle), pynvml.nvmlDeviceGetMemoryInfo(handle)
         return metrics.DeviceSample(
-            device="0", utilization=rates.gpu / 100, memory_used=memory.used, memory_total=memory.total
+            device="0",
+            utilization=busy.of(rates.gpu / 100),
+            cpu_cores=cpu.cores(),
+            memory_used=memory.used,
+            memory_total=memory.total,
         )
 
     return probe
 
 
-def _torch_probe() -> Probe:
+def _torch_probe(cpu: _CpuClock) -> Probe:
     import torch
 
     def probe() -> metrics.DeviceSample:
         free, total = torch.cuda.mem_get_info(0)
-        return metrics.DeviceSample(device="0", utilization=None, memory_used=total - free, memory_total=total)
+        return metrics.DeviceSample(
+            device="0", utilization=None, cpu_cores=cpu.cores(), memory_used=total - free, memory_total=total
+        )
 
     return probe

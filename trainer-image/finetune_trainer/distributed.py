@@ -27,6 +27,16 @@ def refuse_several(environment: Mapping[str, str]) -> None:
         raise ConfigInvalid(f"WORLD_SIZE is {world}: this trainer uses one device; set nodes and devicesPerNode to 1")
 
 
+def device_count(environment: Mapping[str, str]) -> int:
+    """Devices that train together: torchrun starts a process for each."""
+    return int(environment.get("WORLD_SIZE", "1"))
+
+
+def allow_determinism(environment: "os._Environ[str]") -> None:
+    """Before torch is imported: without this cuBLAS has no deterministic kernels."""
+    environment.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+
+
 def tune_threads(environment: "os._Environ[str]") -> None:
     """Before torch is imported: threads that wait for each other must not burn the CPU share of those they wait for."""
     environment.setdefault("OMP_NUM_THREADS", str(usable_cpus()))

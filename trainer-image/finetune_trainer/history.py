@@ -1,4 +1,5 @@
-"""What a run's folder remembers: one line a step (loss, rate, tokens, seconds), and whether the run is finished.
+"""What a run's folder remembers: one line a step (loss, rate, tokens, seconds) and evaluation, and whether the run is
+finished.
 
 Survives attempts, without the steps that a resumed one does again.
 """
@@ -6,18 +7,21 @@ Survives attempts, without the steps that a resumed one does again.
 import contextlib
 import json
 import logging
+import math
 import os
+from collections.abc import Mapping
 from pathlib import Path
 
 from finetune_api.snapshot import Snapshot
 from finetune_api.trainer_config import TrainerConfig
 from finetune_trainer.errors import ConfigInvalid
-from finetune_trainer.reporter import Step
+from finetune_trainer.reporter import Evaluated, Step
 
 logger = logging.getLogger(__name__)
 
 FOLDER = "training_logs"
 FILE = "metrics.jsonl"
+EVALUATIONS = "evaluations.jsonl"
 PARAMETERS = "user_params.json"
 LAST_SNAPSHOT = "snapshot.json"
 OUTPUT = "output"
@@ -60,17 +64,22 @@ class History:
 
     def __init__(self, run_path: Path, *, steps_done: int) -> None:
         """Go on after `steps_done` steps; what is there beyond is dropped."""
-        self.path = run_path / FOLDER / FILE
+        self._folder = run_path / FOLDER
         self._broken = False
         try:
-            self._keep(steps_done)
+            self._folder.mkdir(parents=True, exist_ok=True)
+            for path in self.files:
+                _keep(path, steps_done)
         except OSError as error:
             self._give_up(error)
 
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """Where it is written."""
+        return self._folder / FILE, self._folder / EVALUATIONS
+
     def add(self, step: Step) -> None:
         """Append a step."""
-        if self._broken:
-            return
         line = {
             "step": step.number,
             "epoch": step.epoch,
@@ -80,27 +89,41 @@ class History:
             "tokens": step.tokens,
             "seconds": round(step.seconds, 4),
         }
+        self._append(FILE, line)
+
+    def add_evaluation(self, found: Evaluated) -> None:
+        """Append an evaluation; null stands for a loss that is no number."""
+        line = {
+            "step": found.step,
+            "epoch": found.epoch,
+            "evalLoss": found.loss if math.isfinite(found.loss) else None,
+            "records": found.records,
+            "seconds": round(found.seconds, 4),
+        }
+        self._append(EVALUATIONS, line)
+
+    def _append(self, name: str, line: Mapping[str, object]) -> None:
+        if self._broken:
+            return
         try:
-            with self.path.open("a", encoding="utf-8") as file:
+            with (self._folder / name).open("a", encoding="utf-8") as file:
                 file.write(json.dumps(line) + "\n")
         except OSError as error:
             self._give_up(error)
 
-    def _keep(self, steps: int) -> None:
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        kept = [line for line in self._lines() if _step_in(line) <= steps]
-        temporary = self.path.with_suffix(".tmp")
-        temporary.write_text("".join(kept), encoding="utf-8")
-        temporary.replace(self.path)
-
-    def _lines(self) -> list[str]:
-        if not self.path.exists():
-            return []
-        return self.path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True)
-
     def _give_up(self, error: OSError) -> None:
         self._broken = True
         logger.warning("the history of steps can't be written any more: %s", error)
+
+
+def _keep(path: Path, steps: int) -> None:
+    """Drop the lines beyond a step, and one that a kill has torn."""
+    if not path.exists():
+        return
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True)
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text("".join(line for line in lines if _step_in(line) <= steps), encoding="utf-8")
+    temporary.replace(path)
 
 
 def _step_in(line: str) -> float:

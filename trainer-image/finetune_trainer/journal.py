@@ -58,6 +58,7 @@ def open_journal() -> Journal:
     journal = Journal()
     logging.basicConfig(level=logging.WARNING, handlers=[journal], force=True)
     logging.getLogger("finetune_trainer").setLevel(logging.INFO)
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it tells of kernels that nobody asked for
     logging.captureWarnings(True)
     warnings.simplefilter("ignore", FutureWarning)  # what a library's next version changes is for its callers' authors
     return journal

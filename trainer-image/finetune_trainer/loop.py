@@ -1,4 +1,5 @@
-"""The training, from the first step to the last: forward, backward, clip, step, report, save. Reads top to bottom.
+"""The training, from the first step to the last: forward, backward, clip, step, report, evaluate, save. Reads top to
+bottom.
 
 A loss or gradient that isn't a number ends it before the optimizer takes the step. Reporting never ends it.
 """
@@ -14,13 +15,14 @@ import torch
 import transformers
 
 from finetune_api.durations import Duration, Unit
-from finetune_api.snapshot import EventType
+from finetune_api.snapshot import EventType, SavedCheckpoint, TrainProgress
 from finetune_api.trainer_config import TrainerConfig
-from finetune_trainer import batch, checkpoint, optimizer, output
-from finetune_trainer.data import Dataset
-from finetune_trainer.errors import Diverged, Stopped, StorageFailed
+from finetune_trainer import checkpoint, generators, optimizer, output, saving
+from finetune_trainer.errors import Diverged, Stopped
+from finetune_trainer.evaluation import Evaluator, Watch
 from finetune_trainer.history import History
 from finetune_trainer.model import Learner
+from finetune_trainer.objective import Objective
 from finetune_trainer.plan import Batch, Plan
 from finetune_trainer.reporter import Extent, Reporter, Step
 from finetune_trainer.source import ModelFolder
@@ -31,10 +33,15 @@ class Training:
     """All that a training needs."""
 
     config: TrainerConfig
-    data: Dataset
     plan: Plan
     model: ModelFolder
     learner: Learner
+    objective: Objective
+    evaluation: Objective | None
+    """The same on data that isn't learned."""
+    reference: Mapping[str, torch.Tensor]
+    """What was computed before the first step, for checkpoints."""
+    devices: int
     store: checkpoint.Store
     found: checkpoint.Found
     reporter: Reporter
@@ -47,61 +54,71 @@ def train(training: Training) -> None:
     config, plan, learner, reporter = training.config, training.plan, training.learner, training.reporter
     adamw = optimizer.adamw(learner.trained.values(), config.training)
     transformers.set_seed(config.training.seed)
-    position = checkpoint.Position(step=0, epoch=1, tokens=0)
-    if training.found.folder is not None:
-        position, told_before = checkpoint.restore(training.found.folder, learner, adamw)
-        reporter.resumed_at(told_before)
+    position, watch = _beginning(training, adamw)
     steps = History(Path(config.run_path), steps_done=position.step)
     reporter.training_begins(_extent(plan), tokens_done=position.tokens)
-    saver = _Saver(training, adamw, saved_step=position.step)
+    evaluator = _evaluator(training, watch, steps)
+    saver = _saver(training, adamw, evaluator, saved_step=position.step)
 
-    while position.step < plan.steps:
+    while True:
+        evaluated = evaluator.keep_up(position.step, position.epoch)
+        ended = evaluated and (position.step == plan.steps or evaluator.had_enough)
+        if ended or saver.is_due(position):
+            saver.save(position, must=ended)
+        if ended:
+            break
+        if training.stop_requested():
+            saver.save(position, must=True)
+            raise _stopped(plan, position)
+
         started = time.monotonic()
         drawn = plan.batch(position.step)
-        rate = optimizer.learning_rate(config.training, step=position.step, steps=plan.steps)
+        rate = optimizer.learning_rate(config.training, step=position.step, steps=plan.steps, devices=training.devices)
         for group in adamw.param_groups:
             group["lr"] = rate
-        loss, norm = gradient(learner, training.data, drawn, config.training.max_grad_norm)
+        before = generators.take(learner.device)
+        found = gradient(training.objective, drawn, config.training.max_grad_norm, training.stop_requested)
+        if found is None:  # asked to stop in the middle: the step is left to the next attempt, whole
+            adamw.zero_grad(set_to_none=True)
+            before.put_back()
+            continue
+        loss, norm = found
         if not (math.isfinite(loss) and math.isfinite(norm)):
             raise _diverged(training, drawn, position.step, loss, norm)
         adamw.step()
         adamw.zero_grad(set_to_none=True)
 
-        tokens = plan.tokens_in(drawn)
-        step = position.step + 1
-        position = checkpoint.Position(
-            step=step, epoch=(step - 1) // plan.steps_per_epoch + 1, tokens=position.tokens + tokens
-        )
+        position = position.after(plan.tokens_in(drawn), steps_per_epoch=plan.steps_per_epoch)
         told = Step(
-            number=step,
+            number=position.step,
             epoch=position.epoch,
             loss=loss,
             grad_norm=norm,
             learning_rate=rate,
-            tokens=tokens,
+            tokens=plan.tokens_in(drawn),
             records=sum(map(len, drawn)),
             seconds=time.monotonic() - started,
         )
         steps.add(told)
         reporter.step_done(told)
-        last = position.step == plan.steps
-        if last or saver.is_due(position):
-            saver.save(position, must=last)
-        if training.stop_requested() and not last:
-            saver.save(position, must=True)
-            raise Stopped(f"stopped on request after step {step} of {plan.steps}; checkpoint {position.name} saved")
 
-    reporter.milestone(EventType.TRAIN_FINISHED, _summary(plan, reporter))
-    _write_output(training, steps, position)
+    _finish(training, steps, position, why=evaluator.why() if position.step < plan.steps else "")
 
 
-def gradient(learner: Learner, data: Dataset, drawn: Batch, limit: float) -> tuple[float, float]:
-    """The step's gradient, clipped: returns the mean loss over all its targets, and the norm before clipping."""
-    targets = sum(batch.targets_in(data, records) for records in drawn)
+def gradient(
+    objective: Objective, drawn: Batch, limit: float, stop_requested: Callable[[], bool] = lambda: False
+) -> tuple[float, float] | None:
+    """The step's gradient, clipped: returns the mean loss over all its units, and the norm before clipping.
+
+    None if a stop was asked for between two of its forward passes.
+    """
+    learner = objective.learner
+    units = sum(map(objective.units, drawn))
     total = torch.zeros((), device=learner.device)
-    for records in drawn:
-        tensors = batch.build(data, records, packed=learner.packed, device=learner.device)
-        loss = learner.loss(tensors) / targets
+    for number, records in enumerate(drawn):
+        if number and stop_requested():
+            return None
+        loss = objective.loss(records) / units
         loss.backward()  # type: ignore[no-untyped-call]
         total += loss.detach()
     norm = torch.nn.utils.clip_grad_norm_(learner.trained.values(), limit or math.inf)
@@ -109,58 +126,64 @@ def gradient(learner: Learner, data: Dataset, drawn: Batch, limit: float) -> tup
     return loss_and_norm[0], loss_and_norm[1]
 
 
-class _Saver:
-    """Decides when to save, and does it."""
-
-    def __init__(self, training: Training, adamw: torch.optim.Optimizer, *, saved_step: int) -> None:
-        self._training = training
-        self._adamw = adamw
-        self._saved_step = saved_step
-        self._saved_at = time.monotonic()
-        self._interval = Duration.parse(training.config.checkpoint.interval)
-
-    def is_due(self, position: checkpoint.Position) -> bool:
-        """Whether the interval has passed."""
-        count, unit = self._interval.count, self._interval.unit
-        if unit == Unit.MINUTES:
-            return time.monotonic() - self._saved_at >= count * 60
-        every = count * (self._training.plan.steps_per_epoch if unit == Unit.EPOCHS else 1)
-        return position.step % every == 0
-
-    def save(self, position: checkpoint.Position, *, must: bool) -> None:
-        """Save, once a step. Where it can't be done the training goes on, unless it `must`: then StorageFailed."""
-        if position.step == self._saved_step:
-            return
-        training, started = self._training, time.monotonic()
-        progress = training.reporter.snapshot().progress
-        assert progress is not None
-        try:
-            saved = training.store.save(
-                training.learner,
-                self._adamw,
-                position,
-                model=training.model,
-                progress=progress,
-                facts=training.facts,
-            )
-        except OSError as error:
-            self._saved_at = time.monotonic()
-            training.reporter.checkpoint_failed(position.name, error)
-            if must:
-                raise storage_failed(f"checkpoint {position.name}", error) from error
-            return
-        self._saved_step, self._saved_at = position.step, time.monotonic()
-        training.reporter.checkpoints_are(training.store.complete)
-        training.reporter.checkpoint_saved(saved, seconds=self._saved_at - started)
+def _beginning(training: Training, adamw: torch.optim.Optimizer) -> tuple[checkpoint.Position, Watch]:
+    """The first step, or the one after the checkpoint."""
+    if training.found.folder is None:
+        return checkpoint.Position(step=0, epoch=1, tokens=0), Watch()
+    reached = checkpoint.restore(training.found.folder, training.learner, adamw)
+    training.reporter.resumed_at(reached.progress)
+    return reached.position, reached.watch
 
 
-def storage_failed(what: str, error: OSError) -> StorageFailed:
-    """The error for a volume that can't be written."""
-    return StorageFailed(f"{what} could not be saved: {error}; give the run more storage, then retry it")
+def _evaluator(training: Training, watch: Watch, steps: History) -> Evaluator:
+    return Evaluator(
+        training.evaluation,
+        training.config.training,
+        training.plan,
+        watch=watch,
+        history=steps,
+        reporter=training.reporter,
+        stop_requested=training.stop_requested,
+    )
+
+
+def _saver(training: Training, adamw: torch.optim.Optimizer, evaluator: Evaluator, *, saved_step: int) -> saving.Saver:
+    def save_now(position: checkpoint.Position) -> SavedCheckpoint:
+        return training.store.save(
+            training.learner,
+            adamw,
+            checkpoint.Reached(position=position, watch=evaluator.watch, progress=_progress(training.reporter)),
+            model=training.model,
+            per_device=training.plan.per_device,
+            reference=training.reference,
+            facts=training.facts,
+        )
+
+    return saving.Saver(
+        interval=Duration.parse(training.config.checkpoint.interval),
+        steps_per_epoch=training.plan.steps_per_epoch,
+        saved_step=saved_step,
+        save_now=save_now,
+        complete=lambda: training.store.complete,
+        reporter=training.reporter,
+    )
+
+
+def _progress(reporter: Reporter) -> TrainProgress:
+    progress = reporter.snapshot().progress
+    assert progress is not None
+    return progress
+
+
+def _stopped(plan: Plan, position: checkpoint.Position) -> Stopped:
+    if position.step == 0:
+        return Stopped("stopped on request before the first step; nothing is lost")
+    return Stopped(f"stopped on request after step {position.step} of {plan.steps}; checkpoint {position.name} saved")
 
 
 def _diverged(training: Training, drawn: Batch, step: int, loss: float, norm: float) -> Diverged:
-    records = [str(training.data.places[record]) for micro in drawn for record in micro]
+    places = training.objective.data.places
+    records = [str(places[record]) for micro in drawn for record in micro]
     what = f"loss is {loss}" if not math.isfinite(loss) else f"gradient norm is {norm}"
     more = f" and {len(records) - 8} more" if len(records) > 8 else ""
     return Diverged(
@@ -174,15 +197,19 @@ def _extent(plan: Plan) -> Extent:
     return Extent(epochs=plan.epochs, steps=plan.steps, tokens=plan.tokens, in_tokens=in_tokens)
 
 
-def _summary(plan: Plan, reporter: Reporter) -> str:
-    progress = reporter.snapshot().progress
-    loss = "" if progress is None or progress.loss is None else f" Loss of the last batch: {progress.loss:.4f}."
-    epochs = f"{plan.epochs:,} epoch{'' if plan.epochs == 1 else 's'}"
-    return f"Trained {plan.steps:,} batches in {epochs}, {plan.tokens:,} tokens.{loss}"
+def _summary(position: checkpoint.Position, reporter: Reporter, why: str) -> str:
+    progress = _progress(reporter)
+    epochs = f"{position.epoch:,} epoch{'' if position.epoch == 1 else 's'}"
+    loss = "" if progress.loss is None else f" Loss of the last batch: {progress.loss:.4f}."
+    held_out = "" if progress.eval_loss is None else f" Loss of the last evaluation: {progress.eval_loss:.4f}."
+    trained = f"Trained {position.step:,} batches in {epochs}, {position.tokens:,} tokens.{loss}{held_out}"
+    return f"{trained} {why}".rstrip()
 
 
-def _write_output(training: Training, steps: History, position: checkpoint.Position) -> None:
+def _finish(training: Training, steps: History, position: checkpoint.Position, *, why: str) -> None:
+    """Say that it is done, and `why` so early, and write the output."""
     reporter = training.reporter
+    reporter.milestone(EventType.TRAIN_FINISHED, _summary(position, reporter, why))
     try:
         saved = output.write(
             training.config,
@@ -191,7 +218,8 @@ def _write_output(training: Training, steps: History, position: checkpoint.Posit
             steps=steps,
             last=reporter.snapshot(),
             checkpoint=position.name,
+            ended_early=why,
         )
     except OSError as error:
-        raise storage_failed("the output", error) from error
+        raise saving.storage_failed("the output", error) from error
     reporter.output_is(saved)

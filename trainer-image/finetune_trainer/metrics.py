@@ -12,6 +12,7 @@ _SECONDS = (0.05, 0.1, 0.25, 0.5, 1, 2, 5, 10, 20, 40, 80, 160, 320)
 
 info = Info("finetune_trainer", "Which run this process trains.")
 loss = Gauge("finetune_trainer_loss", "Loss of the last step, mean over its target tokens, in nats.")
+eval_loss = Gauge("finetune_trainer_eval_loss", "Loss of the last evaluation, mean over its target tokens or pairs.")
 learning_rate = Gauge("finetune_trainer_learning_rate", "Learning rate of the last step.")
 grad_norm = Gauge("finetune_trainer_grad_norm", "L2 norm of the last step's gradient, before clipping.")
 step = Gauge("finetune_trainer_step", "Optimizer steps done, over all attempts.")
@@ -23,6 +24,7 @@ tokens_per_second = Gauge(
     "finetune_trainer_tokens_per_second", "Non-padding tokens a second and device, over the last 20 steps."
 )
 step_duration = Histogram("finetune_trainer_step_duration_seconds", "Time of an optimizer step.", buckets=_SECONDS)
+evaluation_duration = Histogram("finetune_trainer_evaluation_duration_seconds", "Time to evaluate.", buckets=_SECONDS)
 last_step_timestamp = Gauge("finetune_trainer_last_step_timestamp_seconds", "When the last step ended.")
 checkpoint_duration = Histogram(
     "finetune_trainer_checkpoint_duration_seconds", "Time to save a checkpoint, fsync included.", buckets=_SECONDS
@@ -33,7 +35,12 @@ last_checkpoint_timestamp = Gauge(
 )
 checkpoint_size = Gauge("finetune_trainer_checkpoint_size_bytes", "Size of the last checkpoint.")
 device_utilization = Gauge(
-    "finetune_trainer_device_utilization_ratio", "Share of time in which the device was busy.", ["device"]
+    "finetune_trainer_device_utilization_ratio",
+    "Share of time in which the device was busy, over the last minute.",
+    ["device"],
+)
+cpu_utilization = Gauge(
+    "finetune_trainer_cpu_utilization_cores", "CPU cores kept busy by trainer and children, over the last minute."
 )
 device_memory_used = Gauge(
     "finetune_trainer_device_memory_used_bytes", "Memory used on the device; on CPU the process's own.", ["device"]
@@ -47,7 +54,9 @@ class DeviceSample:
 
     device: str
     utilization: float | None
-    """None where it can't be told."""
+    """Share of time in which it was busy; none for a CPU, or where it can't be told."""
+    cpu_cores: float | None
+    """CPU cores that this process and its children kept busy."""
     memory_used: int
     memory_total: int
 
@@ -70,6 +79,8 @@ def record_device(sample: DeviceSample) -> None:
     """Set the gauges of one device."""
     if sample.utilization is not None:
         device_utilization.labels(sample.device).set(sample.utilization)
+    if sample.cpu_cores is not None:
+        cpu_utilization.set(sample.cpu_cores)
     device_memory_used.labels(sample.device).set(sample.memory_used)
     device_memory_total.labels(sample.device).set(sample.memory_total)
 

@@ -1,12 +1,13 @@
 """The model: loaded whole or not at all, with an adapter or without, and the sum of its loss over a micro-batch.
 
-Numbers: with an adapter the frozen weights are bf16 or fp32 as the precision says, the adapter and its optimizer state
-fp32. In full fine-tuning all weights are fp32 and BF16 means autocast.
+Numbers: with an adapter the frozen weights are bf16 or fp32 as the precision says, or quantized, the adapter and its
+optimizer state fp32. In full fine-tuning all weights are fp32 and BF16 means autocast.
 """
 
 import logging
 import warnings
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,9 +17,9 @@ import transformers
 from safetensors import SafetensorError
 from torch.nn import functional
 
-from finetune_api.method import Precision, Switch
+from finetune_api.method import Lora, Precision, Switch
 from finetune_api.trainer_config import TrainerConfig
-from finetune_trainer import adapter, attention, batch
+from finetune_trainer import adapter, attention, batch, quantization
 from finetune_trainer.distributed import Device
 from finetune_trainer.errors import NotFound
 from finetune_trainer.source import ModelFolder
@@ -38,6 +39,10 @@ class Learner:
     precision: Precision
     packed: bool
     full: bool
+    bits: int | None
+    """Bits of a quantized frozen weight."""
+    recomputes: bool
+    """Whether activations are computed again in the backward pass."""
     stored_dtype: torch.dtype
     """How the source stores its weights, and so how full weights are stored in the output."""
     head: "_TargetsOnly"
@@ -49,20 +54,49 @@ class Learner:
 
     def loss(self, tensors: batch.Tensors) -> torch.Tensor:
         """The loss, summed over the targets."""
+        return functional.cross_entropy(self._logits(tensors), tensors.targets, reduction="sum")
+
+    def scores(self, tensors: batch.Tensors) -> torch.Tensor:
+        """The log-probability of each row's targets, summed over the row."""
+        losses = functional.cross_entropy(self._logits(tensors), tensors.targets, reduction="none")
+        return -torch.stack([row.sum() for row in torch.split(losses, list(tensors.counts))])
+
+    @contextmanager
+    def only_looking(self) -> Iterator[None]:
+        """Without gradient and dropout, and without a trace in the random generators."""
+        devices = [self.device] if self.device.type == "cuda" else []
+        trains = self.network.training
+        self.network.eval()
+        try:
+            with torch.no_grad(), torch.random.fork_rng(devices=devices):
+                yield
+        finally:
+            self.network.train(trains)
+
+    def _logits(self, tensors: batch.Tensors) -> torch.Tensor:
         with self._autocast():
             self.head.positions = tensors.positions
             logits = self.network(**tensors.inputs, use_cache=False).logits
-        return functional.cross_entropy(self.head.picked(logits).float(), tensors.targets, reduction="sum")
+        return self.head.picked(logits).float()
 
     def _autocast(self) -> AbstractContextManager[Any]:
         return torch.autocast(self.device.type, torch.bfloat16) if self.precision == Precision.BF16 else nullcontext()
 
     def describe(self) -> str:
         """Method, sizes, precision and layout, for people."""
-        trained, total = (sum(w.numel() for w in ws) for ws in (self.trained.values(), self.network.parameters()))
+        trained, total = (sum(map(_size, ws)) for ws in (self.trained.values(), self.network.parameters()))
         share = "all" if trained == total else f"{trained:,} of"
+        frozen = "" if self.bits is None else f" over weights of {self.bits} bits"
         layout = "packed" if self.packed else "padded"
-        return f"trains {share} {total:,} parameters in {self.precision} on {self.device.type}, records {layout}"
+        again = ", activations recomputed" if self.recomputes else ""
+        where = f"in {self.precision} on {self.device.type}"
+        return f"trains {share} {total:,} parameters{frozen} {where}, records {layout}{again}"
+
+
+def _size(weight: torch.nn.Parameter) -> int:
+    """How many numbers a parameter stands for: several of 4 bits lie in each byte."""
+    packed = getattr(weight, "quant_state", None)
+    return weight.numel() if packed is None else torch.Size(packed.shape).numel()
 
 
 class _TargetsOnly:
@@ -97,17 +131,39 @@ def load(
     place = torch.device(device.kind)
     _prepare_torch(device, deterministic=training.deterministic)
     frozen_dtype = torch.bfloat16 if precision == Precision.BF16 and wanted is not None else torch.float32
-    network = _load_network(folder, frozen_dtype, checkpoint if wanted is None else None).to(place)
+    quantized = quantization.options(config.method, frozen_dtype, place)
+    network = _load_network(folder, checkpoint if wanted is None else None, dtype=frozen_dtype, **quantized)
+    network = network if quantized else network.to(place)
+    quantization.keep_differentiable(network)
     packed = training.packing and _can_pack(network, place)
     if training.packing and not packed:
         logger.warning("this model can't keep packed records apart: records are padded instead")
     if wanted is not None:
-        network = adapter.add(network, wanted, seed=training.seed)
-    if _recomputes(network, training.gradient_checkpointing, precision, most_tokens):
+        network = _with_adapter(network, config, wanted)
+    recomputes = _recomputes(network, training.gradient_checkpointing, precision, most_tokens)
+    if recomputes:
         network.activation_checkpointing_enable({"use_reentrant": False})
     network.train()
-    stored = _stored_dtype(folder)
-    return Learner(network, place, precision, packed, wanted is None, stored, _TargetsOnly(network))
+    return Learner(
+        network,
+        device=place,
+        precision=precision,
+        packed=packed,
+        full=wanted is None,
+        bits=quantization.bits(config.method),
+        recomputes=recomputes,
+        stored_dtype=_stored_dtype(folder),
+        head=_TargetsOnly(network),
+    )
+
+
+def _with_adapter(network: Any, config: TrainerConfig, wanted: Lora) -> Any:
+    """The network with a new adapter, or that of an earlier run."""
+    seed, source = config.training.seed, config.model
+    if source.adapter_path is None:
+        return adapter.add(network, wanted, seed=seed)
+    uri = source.adapter_uri or source.adapter_path
+    return adapter.load(network, Path(source.adapter_path), uri, config.method.lora, seed=seed)
 
 
 def choose_precision(wanted: Precision, device: Device) -> Precision:
@@ -130,17 +186,17 @@ def _prepare_torch(device: Device, *, deterministic: bool) -> None:
         torch.backends.cudnn.benchmark = False
 
 
-def _load_network(folder: ModelFolder, dtype: torch.dtype, checkpoint: Path | None) -> Any:
+def _load_network(folder: ModelFolder, checkpoint: Path | None, **options: Any) -> Any:
     uri = folder.source.uri
     try:
         loaded: Any = transformers.AutoModelForCausalLM.from_pretrained(
             checkpoint or folder.path,
-            dtype=dtype,
             use_safetensors=True,
             trust_remote_code=folder.source.trust_remote_code,
             local_files_only=True,
             output_loading_info=True,
             ignore_mismatched_sizes=True,  # they are refused below, with the reason
+            **options,
         )
     except (OSError, ValueError, KeyError, ImportError, SafetensorError) as error:
         raise NotFound(f"model {uri} can't be loaded: {error}") from error

@@ -4,24 +4,27 @@ import math
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
-from finetune_api.method import Scheduler, Training
+from finetune_api.method import LearningRateScaling, Scheduler, Training
 
 if TYPE_CHECKING:
     import torch
 
 
-def learning_rate(training: Training, *, step: int, steps: int) -> float:
+def learning_rate(training: Training, *, step: int, steps: int, devices: int = 1) -> float:
     """The rate of the step with index `step` of `steps`: up from 0 in a line, then as the scheduler says."""
+    peak = training.learning_rate
+    if training.scale_learning_rate_with_batch == LearningRateScaling.SQUARE_ROOT:
+        peak *= math.sqrt(devices)
     warmup = math.ceil(training.warmup_ratio * steps)
     if step < warmup:
-        return training.learning_rate * (step + 1) / (warmup + 1)
+        return peak * (step + 1) / (warmup + 1)
     done = (step - warmup) / max(steps - warmup, 1)
     shapes = {
         Scheduler.CONSTANT: 1.0,
         Scheduler.LINEAR: 1.0 - done,
         Scheduler.COSINE: 0.5 * (1.0 + math.cos(math.pi * done)),
     }
-    return training.learning_rate * shapes[training.scheduler]
+    return peak * shapes[training.scheduler]
 
 
 def adamw(parameters: "Iterable[torch.nn.Parameter]", training: Training) -> "torch.optim.AdamW":

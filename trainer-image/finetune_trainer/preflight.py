@@ -3,13 +3,18 @@
 import hashlib
 import json
 from dataclasses import dataclass
+from pathlib import Path
 
 from finetune_api.data import Task
 from finetune_api.method import MethodType
 from finetune_api.trainer_config import TrainerConfig
 from finetune_api.uris import Scheme
-from finetune_trainer import data, history, plan, source, tokenizer
+from finetune_trainer import data, history, plan, source, statistics, tokenizer
+from finetune_trainer.dataset import Dataset
 from finetune_trainer.errors import ConfigInvalid, NotFound, StorageFailed
+
+FETCHED = (Scheme.HUB, Scheme.S3, Scheme.GCS)
+"""Where the trainer gets a model from by itself."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -17,7 +22,8 @@ class Prepared:
     """What a training starts from."""
 
     model: source.ModelFolder
-    data: data.Dataset
+    data: Dataset
+    evaluation: Dataset | None
     plan: plan.Plan
     summary: str
     fingerprint: str
@@ -28,30 +34,56 @@ def check(config: TrainerConfig) -> Prepared:
     _refuse_unsupported(config)
     plan.batch_sizes(config.training.batch_size)
     _take_storage(config)
-    data.find_files(config.dataset)
+    for given in (config.dataset.train, config.dataset.eval):
+        if given is not None and given.path is not None:  # a download waits until the model is known to be one
+            data.find_files(config.dataset, config.task, given)
     model = source.find(config.model)
     encoder = tokenizer.load(model)
-    longest = min(config.training.max_sequence_length, model.positions or config.training.max_sequence_length)
-    dataset, summary = data.load(config.dataset, config.task, encoder, longest=longest)
-    _refuse_unknown_tokens(model, dataset)
+    dataset, evaluation, summary = _data(config, model, encoder)
     source.fetch_weights(model)
     return Prepared(
-        model, dataset, plan.Plan.of(config.training, dataset.lengths), summary, _fingerprint(config, model, dataset)
+        model=model,
+        data=dataset,
+        evaluation=evaluation,
+        plan=plan.Plan.of(config.training, dataset.lengths),
+        summary=summary,
+        fingerprint=_fingerprint(config, model, dataset),
     )
+
+
+def _data(
+    config: TrainerConfig, model: source.ModelFolder, encoder: tokenizer.TextEncoder
+) -> tuple[Dataset, Dataset | None, str]:
+    """What to train and what to evaluate on, and what to tell of both."""
+    scratch, task = Path(config.run_path), config.task
+    longest = min(config.training.max_sequence_length, model.positions or config.training.max_sequence_length)
+    dataset, summary = data.load(config.dataset, task, encoder, longest=longest, scratch=scratch)
+    _refuse_unknown_tokens(model, dataset)
+    if config.dataset.eval is None:
+        return dataset, None, summary
+    evaluation, told = data.load(
+        config.dataset, task, encoder, longest=longest, source=config.dataset.eval, scratch=scratch
+    )
+    _refuse_unknown_tokens(model, evaluation)
+    return dataset, evaluation, f"{summary} Evaluation: {told}{statistics.overlap(dataset, evaluation)}"
 
 
 def _refuse_unsupported(config: TrainerConfig) -> None:
     scheme = config.model.uri.partition("://")[0]
     refused = {
-        f"task {config.task}": config.task not in (Task.INSTRUCTION_FINE_TUNE, Task.CHAT_COMPLETION),
-        "method.type QLoRA": config.method.type == MethodType.QLORA,
-        "dataset.eval": config.dataset.eval is not None,
-        "training.earlyStopping": config.training.early_stopping is not None,
-        f"model.uri with {scheme}://": config.model.path is None and scheme != Scheme.HUB,
+        f"task {config.task}": config.task == Task.CUSTOM,
+        f"model.uri with {scheme}://": config.model.path is None and scheme not in FETCHED,
     }
     for what, is_asked_for in refused.items():
         if is_asked_for:
             raise ConfigInvalid(f"{what} is not supported by this version of the trainer; remove or change it")
+    if config.training.early_stopping is not None and config.dataset.eval is None:
+        raise ConfigInvalid("training.earlyStopping needs dataset.eval: there is nothing to evaluate on; set it")
+    if config.method.type == MethodType.FULL and config.model.adapter_path is not None:
+        raise ConfigInvalid(
+            f"method.type Full can't go on with the adapter {config.model.adapter_uri or config.model.adapter_path}:"
+            " use LoRA or QLoRA, or start from full weights"
+        )
 
 
 def _take_storage(config: TrainerConfig) -> None:
@@ -62,7 +94,7 @@ def _take_storage(config: TrainerConfig) -> None:
         raise StorageFailed(f"the run's folder {config.run_path} can't be written: {why}") from error
 
 
-def _refuse_unknown_tokens(model: source.ModelFolder, dataset: data.Dataset) -> None:
+def _refuse_unknown_tokens(model: source.ModelFolder, dataset: Dataset) -> None:
     highest, known = int(dataset.tokens.max()), model.vocabulary_size
     if known is not None and highest >= known:
         raise NotFound(
@@ -71,11 +103,13 @@ def _refuse_unknown_tokens(model: source.ModelFolder, dataset: data.Dataset) -> 
         )
 
 
-def _fingerprint(config: TrainerConfig, model: source.ModelFolder, dataset: data.Dataset) -> str:
+def _fingerprint(config: TrainerConfig, model: source.ModelFolder, dataset: Dataset) -> str:
     """Equal for attempts that do the same work: only their checkpoints can be resumed."""
     what = {
         "run": config.run.uid,
+        "task": config.task.value,
         "model": config.model.uri,
+        "adapter": config.model.adapter_uri or config.model.adapter_path,
         "commit": model.path.name if config.model.path is None else "",
         "method": config.method.to_wire(),
         "training": config.training.to_wire(),

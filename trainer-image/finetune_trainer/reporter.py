@@ -4,7 +4,9 @@ Holds the state behind /progress, writes one log line per event and sets the met
 """
 
 import logging
+import math
 import os
+import re
 import threading
 from collections import deque
 from collections.abc import Callable
@@ -22,10 +24,14 @@ from finetune_api.snapshot import (
     SavedOutput,
     Snapshot,
     TrainProgress,
+    Trouble,
 )
 from finetune_trainer import journal, metrics
 
 logger = logging.getLogger(__name__)
+
+CHECKPOINT_FAILED, EVALUATION_FAILED, MEMORY_FULL = "CheckpointFailed", "EvaluationNotFinite", "MemoryFull"
+"""Troubles: something is wrong, and the training goes on."""
 
 LAST_WORD_VARIABLE = "FINETUNE_TERMINATION_LOG"
 KUBELETS_FILE = Path("/dev/termination-log")
@@ -42,6 +48,18 @@ class Step:
     grad_norm: float
     learning_rate: float
     tokens: int
+    records: int
+    seconds: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluated:
+    """What an evaluation found."""
+
+    step: int
+    epoch: int
+    loss: float
+    """Not always a number."""
     records: int
     seconds: float
 
@@ -78,10 +96,25 @@ class Reporter:
             return self._now.model_copy(update={"sequence": self._sequence, "time": self._clock()})
 
     def milestone(self, kind: MilestoneType, message: str) -> None:
-        """Something that happens once in an attempt."""
+        """Something that happens once in an attempt; said again, it takes the place of what was said before."""
         reached = Milestone(type=kind, time=self._clock(), message=cut(message))
-        self._update(milestones=(*self._now.milestones, reached))
+        with self._lock:
+            others = (earlier for earlier in self._now.milestones if earlier.type != kind)
+            self._update(milestones=(*others, reached))
         journal.event(logger, kind.value, message)
+
+    def trouble(self, reason: str, message: str) -> None:
+        """Something is wrong, and the training goes on."""
+        with self._lock:
+            others = tuple(trouble for trouble in self._now.troubles if trouble.reason != reason)
+            since = next((t.since for t in self._now.troubles if t.reason == reason), self._clock())
+            self._update(troubles=(*others, Trouble(reason=reason, message=cut(message), since=since))[-8:])
+        journal.event(logger, re.sub("(?<!^)(?=[A-Z])", "_", reason).upper(), message, logging.WARNING)
+
+    def cured(self, reason: str) -> None:
+        """It isn't wrong any more."""
+        with self._lock:
+            self._update(troubles=tuple(trouble for trouble in self._now.troubles if trouble.reason != reason))
 
     def training_begins(self, extent: Extent, *, tokens_done: int) -> None:
         """How far the training goes, and how many tokens earlier attempts have done."""
@@ -109,6 +142,28 @@ class Reporter:
             **progress.model_dump(mode="json", by_alias=True, exclude_none=True),
         )
 
+    def evaluated(self, found: Evaluated) -> None:
+        """An evaluation was done. One whose loss is no number is told as a trouble, until another's is one."""
+        finite = math.isfinite(found.loss)
+        with self._lock:
+            if self._now.progress is not None:
+                loss = found.loss if finite else None
+                self._update(progress=self._now.progress.model_copy(update={"eval_loss": loss}))
+        metrics.eval_loss.set(found.loss)
+        metrics.evaluation_duration.observe(found.seconds)
+        told = f"step {found.step}: loss {found.loss:.4f} on {found.records:,} records that are not learned"
+        journal.event(
+            logger, "EVALUATED", told, evalLoss=found.loss if finite else None, seconds=round(found.seconds, 3)
+        )
+        if finite:
+            self.cured(EVALUATION_FAILED)
+        else:
+            self.trouble(
+                EVALUATION_FAILED,
+                f"the loss on dataset.eval is {found.loss} after step {found.step}; the training goes on: look at these"
+                " records, lower training.learningRate, or try precision FP32",
+            )
+
     def device_sampled(self, sample: metrics.DeviceSample) -> None:
         """How busy the device is; told with the next progress, and put into the current one."""
         with self._lock:
@@ -122,6 +177,8 @@ class Reporter:
 
     def checkpoint_saved(self, saved: SavedCheckpoint, *, seconds: float) -> None:
         """A checkpoint is complete."""
+        self.cured(CHECKPOINT_FAILED)
+        self.cured(MEMORY_FULL)  # the smaller forward passes are kept with it
         metrics.checkpoint_duration.observe(seconds)
         metrics.last_checkpoint_timestamp.set(saved.time.timestamp())
         metrics.checkpoint_size.set(saved.size_bytes)
@@ -135,10 +192,12 @@ class Reporter:
         )
 
     def checkpoint_failed(self, name: str, error: OSError) -> None:
-        """A checkpoint could not be saved; the training goes on."""
+        """A checkpoint could not be saved; the training goes on, and it is a trouble until one is."""
         metrics.checkpoint_failures.inc()
-        message = f"checkpoint {name} could not be saved: {error}; the earlier ones are kept, the training goes on"
-        journal.event(logger, "CHECKPOINT_FAILED", message, logging.WARNING)
+        self.trouble(
+            CHECKPOINT_FAILED,
+            f"checkpoint {name} could not be saved: {error}; the earlier ones are kept, the training goes on",
+        )
 
     def output_is(self, output: SavedOutput) -> None:
         """The finished model is in place."""
@@ -197,13 +256,18 @@ class Reporter:
             grad_norm=step.grad_norm,
             tokens_per_second_per_device=round(rate, 1),
             last_step_time=self._clock(),
+            eval_loss=None if self._now.progress is None else self._now.progress.eval_loss,
         ).model_copy(update=self._device_fields())
 
     def _device_fields(self) -> dict[str, float | int | None]:
         sample = self._device
         if sample is None:
             return {}
-        return {"device_utilization": sample.utilization, "device_memory_bytes": sample.memory_used}
+        return {
+            "device_utilization": sample.utilization,
+            "cpu_utilization": sample.cpu_cores,
+            "device_memory_bytes": sample.memory_used,
+        }
 
 
 def _record(step: Step, *, rate: float, ratio: float) -> None:

@@ -1,4 +1,4 @@
-"""Where the model comes from: a folder or the hub. Says what is missing before anything heavy is imported or loaded.
+"""Where the model comes from: a folder, the hub, a bucket. Says what is missing before anything heavy is imported.
 
 Weights are safetensors or nothing: a pickle can run code when it is opened.
 """
@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from finetune_api.trainer_config import TOKEN_VARIABLE, ModelSource
-from finetune_api.uris import Uri
+from finetune_api.uris import Scheme, Uri
+from finetune_trainer import buckets
 from finetune_trainer.errors import NoPermission, NotFound
 
 logger = logging.getLogger(__name__)
@@ -114,11 +115,13 @@ def _description(path: Path, source: ModelSource) -> dict[str, Any]:
 
 
 def _download(source: ModelSource, patterns: tuple[str, ...]) -> Path:
-    """The hub's files that match. Trouble on the way is raised as it is: it may pass."""
+    """The files that match, of a hub or a bucket. Trouble on the way is raised as it is: it may pass."""
+    place = Uri.parse(source.uri)
+    if place.scheme != Scheme.HUB:
+        return buckets.fetch(source.uri, wanted=buckets.below(patterns), what="model")
     import huggingface_hub
     from huggingface_hub import errors
 
-    place = Uri.parse(source.uri)
     try:
         found = huggingface_hub.snapshot_download(place.name, revision=place.revision, allow_patterns=list(patterns))
     except errors.GatedRepoError as error:

@@ -2,16 +2,13 @@
 
 import shutil
 from pathlib import Path
-from typing import Any
 
-import peft
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 
+from finetune_trainer import adapter
 from finetune_trainer.model import Learner
 from finetune_trainer.source import ModelFolder
 from finetune_trainer.tokenizer import FILES
-
-ADAPTER = "adapter_model.safetensors"
 
 
 def write(learner: Learner, folder: ModelFolder, target: Path) -> None:
@@ -20,9 +17,9 @@ def write(learner: Learner, folder: ModelFolder, target: Path) -> None:
         learner.network.save_pretrained(target)
         copy_tokenizer(folder, target)
         return
-    tensors = peft.get_peft_model_state_dict(learner.network, save_embedding_layers=False)
-    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, target / ADAPTER, {"format": "pt"})
-    settings = learner.network.peft_config["default"]
+    tensors = {name: tensor.contiguous() for name, tensor in adapter.state(learner.network).items()}
+    save_file(tensors, target / adapter.WEIGHTS, {"format": "pt"})
+    settings = learner.network.peft_config[adapter.NAME]
     trains, settings.inference_mode = settings.inference_mode, True
     settings.save_pretrained(str(target))
     settings.inference_mode = trains
@@ -30,9 +27,7 @@ def write(learner: Learner, folder: ModelFolder, target: Path) -> None:
 
 def read_adapter(learner: Learner, source: Path) -> None:
     """Take an adapter's weights from a checkpoint; full weights are read when the model is loaded."""
-    tensors = load_file(source / ADAPTER, device=str(learner.device))
-    result: Any = peft.set_peft_model_state_dict(learner.network, tensors)
-    assert not result.unexpected_keys, result.unexpected_keys
+    adapter.fill(learner.network, source, source.name)
 
 
 def copy_tokenizer(folder: ModelFolder, target: Path) -> None:

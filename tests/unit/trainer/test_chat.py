@@ -8,7 +8,8 @@ import transformers
 
 from finetune_api.data import Template
 from finetune_trainer import chat
-from finetune_trainer.records import Conversation, Problem
+from finetune_trainer.messages import Problem
+from finetune_trainer.records import Conversation
 from tests import tiny_model
 
 SPECIAL = {"bos_token": "<s>", "eos_token": "</s>"}

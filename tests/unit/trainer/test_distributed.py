@@ -1,6 +1,9 @@
 """Device, threads, and the one process that is allowed."""
 
 import queue
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -40,14 +43,48 @@ def test_cpu_is_taken_when_asked_for() -> None:
     assert distributed.choose_device("CPU").kind == "cpu"
 
 
-def test_the_use_of_the_cpu_is_between_nothing_and_all(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_cpu_has_no_utilization_but_cores_that_are_busy(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(devices, "INTERVAL_SECONDS", 0.05)
     samples: queue.Queue[DeviceSample] = queue.Queue()
     devices.watch(distributed.Device("cpu", "cpu", 2), report=samples.put)
     sample = samples.get(timeout=5)
-    assert sample.utilization is not None
-    assert 0 <= sample.utilization <= 1
+    assert sample.utilization is None
+    assert sample.cpu_cores is not None
+    assert sample.cpu_cores >= 0
     assert 0 < sample.memory_used < sample.memory_total
+
+
+def test_what_children_compute_counts_while_they_live_and_after() -> None:
+    clock = devices._CpuClock()
+    before = clock._seconds()
+    script = "import time\nwhile time.process_time() < 0.6: pass\nprint(flush=True)\ninput()"
+    child = subprocess.Popen([sys.executable, "-c", script], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    assert child.stdout is not None
+    child.stdout.readline()
+    alive = clock._seconds()
+    child.communicate(b"\n")
+    assert alive - before >= 0.55
+    assert clock._seconds() - before >= 0.55
+    assert clock.cores() > 0
+
+
+def test_the_use_of_the_cpu_is_that_of_the_last_minute(monkeypatch: pytest.MonkeyPatch) -> None:
+    now, used = [0.0], [0.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(devices._CpuClock, "_seconds", lambda _: used[0])
+    clock = devices._CpuClock()
+    cores = []
+    for second in range(2, 400, 2):
+        now[0] = second
+        used[0] += 4.0 if second <= 200 else 0.0
+        cores.append(clock.cores())
+    assert cores[:100] == pytest.approx([2.0] * 100)
+    assert cores[-1] == 0.0
+
+
+def test_torchrun_says_how_many_devices_train_together() -> None:
+    assert distributed.device_count({}) == 1
+    assert distributed.device_count({"WORLD_SIZE": "4"}) == 4
 
 
 @pytest.mark.gpu

@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from finetune_api.method import Precision
 from finetune_api.trainer_config import ModelSource
 from finetune_trainer import batch, model, preflight, source
-from finetune_trainer.data import Dataset
+from finetune_trainer.dataset import Dataset
 from finetune_trainer.distributed import Device
 from finetune_trainer.errors import ConfigInvalid, NotFound
 from tests import tiny_model

@@ -4,7 +4,7 @@ import pytest
 import torch
 import transformers
 
-from finetune_api.method import Scheduler, Training
+from finetune_api.method import LearningRateScaling, Scheduler, Training
 from finetune_trainer.optimizer import adamw, learning_rate
 
 STEPS, WARMUP = 50, 5
@@ -36,6 +36,16 @@ def test_the_warmup_is_a_line_from_zero_and_no_step_is_lost_at_zero() -> None:
     training = Training(learning_rate=0.06, warmup_ratio=0.1)
     rates = [learning_rate(training, step=step, steps=STEPS) for step in range(6)]
     assert rates == pytest.approx([0.01, 0.02, 0.03, 0.04, 0.05, 0.06])
+
+
+def test_with_the_square_root_rule_the_rate_grows_with_the_root_of_the_devices() -> None:
+    plain = Training(learning_rate=0.01)
+    scaled = Training(learning_rate=0.01, scale_learning_rate_with_batch=LearningRateScaling.SQUARE_ROOT)
+    for step in range(STEPS):
+        one = learning_rate(plain, step=step, steps=STEPS)
+        assert learning_rate(plain, step=step, steps=STEPS, devices=4) == one
+        assert learning_rate(scaled, step=step, steps=STEPS) == one
+        assert learning_rate(scaled, step=step, steps=STEPS, devices=4) == pytest.approx(2 * one)
 
 
 @pytest.mark.parametrize("ratio", [0.0, 1.0])

@@ -1,4 +1,4 @@
-"""What is said of a data line that can't be used."""
+"""What is said of a record that can't be used, for each task."""
 
 import json
 
@@ -6,6 +6,7 @@ import pytest
 
 from finetune_api.data import Columns, Task
 from finetune_trainer import records
+from finetune_trainer.messages import Problem
 
 BAD_INSTRUCTIONS = {
     "a misspelt key is named beside what is expected": (
@@ -36,7 +37,7 @@ BAD_CHATS = {
     "no assistant turn": ([{"role": "user", "content": "a"}], "no assistant turn"),
     "the last turn isn't the assistant's": (
         [{"role": "assistant", "content": "a"}, {"role": "user", "content": "b"}],
-        "the last message is from user; expected assistant",
+        "the last message of 'messages' is from user; expected assistant",
     ),
     "an unknown role": ([{"role": "bot", "content": "a"}], "messages[0]: role 'bot' is unknown; expected system, user"),
     "no content": ([{"role": "user"}], "messages[0]: key 'content' is missing; expected 'role' and 'content'"),
@@ -47,8 +48,51 @@ BAD_CHATS = {
         "messages[1].content is empty",
     ),
     "a message that isn't an object": (["hello"], "messages[0] is text; expected an object"),
-    "no message at all": ([], "'messages' is empty"),
+    "no message at all": ([], "'messages' is empty; expected a list of {role, content} objects"),
     "not a list": ("hello", "'messages' is text; expected a list"),
+}
+
+
+BAD_TEXTS = {
+    "a misspelt key": ({"txt": "a"}, "unknown key 'txt'; expected 'text'"),
+    "no text": ({}, "key 'text' is missing; expected 'text'"),
+    "nothing in it": ({"text": " \n"}, "'text' is empty"),
+    "a list of texts": ({"text": ["a"]}, "'text' is a list; expected text"),
+}
+
+ASKED, YES, NO = ({"role": "user", "content": "a"}, *({"role": "assistant", "content": c} for c in ("b", "c")))
+BAD_PREFERENCES = {
+    "a misspelt key": (
+        {"prompt": "a", "chosen": "b", "rejectd": "c"},
+        "unknown key 'rejectd'; expected 'chosen' and 'rejected'",
+    ),
+    "a misspelt prompt": (
+        {"promt": "a", "chosen": "b", "rejected": "c"},
+        "unknown key 'promt'; expected 'prompt' and 'chosen' and 'rejected'",
+    ),
+    "no prompt": (
+        {"chosen": "b", "rejected": "c"},
+        "key 'prompt' is missing; expected 'prompt' and 'chosen' and 'rejected'",
+    ),
+    "a prompt that is null": ({"prompt": None, "chosen": "b", "rejected": "c"}, "'prompt' is null; expected text"),
+    "an empty answer": ({"prompt": "a", "chosen": "b", "rejected": ""}, "'rejected' is empty"),
+    "equal answers": (
+        {"prompt": "a", "chosen": "b", "rejected": "b"},
+        "'chosen' and 'rejected' are equal, so there is nothing to prefer",
+    ),
+    "a text and a list": (
+        {"prompt": "a", "chosen": "b", "rejected": [NO]},
+        "'chosen' is text and 'rejected' is a list; expected two texts, or two lists of messages",
+    ),
+    "an answer that isn't the assistant's": (
+        {"prompt": "a", "chosen": [YES, ASKED], "rejected": [NO]},
+        "the last message of 'chosen' is from user; expected assistant",
+    ),
+    "conversations about different things": (
+        {"chosen": [ASKED, YES], "rejected": [{"role": "user", "content": "x"}, NO]},
+        "'chosen' and 'rejected' are conversations that don't begin alike",
+    ),
+    "a bad message": ({"prompt": "a", "chosen": [{"role": "assistant"}], "rejected": [NO]}, "chosen[0]: key 'content'"),
 }
 
 
@@ -62,6 +106,16 @@ def test_a_bad_conversation_is_described(messages: object, said: str) -> None:
     assert said in _problem({"messages": messages}, Task.CHAT_COMPLETION)
 
 
+@pytest.mark.parametrize(("row", "said"), BAD_TEXTS.values(), ids=BAD_TEXTS)
+def test_a_bad_text_is_described(row: object, said: str) -> None:
+    assert _problem(row, Task.CONTINUED_PRETRAIN) == said
+
+
+@pytest.mark.parametrize(("row", "said"), BAD_PREFERENCES.values(), ids=BAD_PREFERENCES)
+def test_a_bad_preference_is_described(row: object, said: str) -> None:
+    assert _problem(row, Task.PREFERENCE).startswith(said)
+
+
 @pytest.mark.parametrize(
     ("line", "said"),
     [
@@ -73,25 +127,58 @@ def test_a_bad_conversation_is_described(messages: object, said: str) -> None:
     ids=["cut off", "another encoding", "nested without end", "binary"],
 )
 def test_a_line_that_is_no_json_is_described(line: bytes, said: str) -> None:
-    with pytest.raises(records.Problem) as caught:
-        records.parse(line, task=Task.INSTRUCTION_FINE_TUNE, columns=Columns())
+    with pytest.raises(Problem) as caught:
+        records.decode(line)
     assert said in str(caught.value)
 
 
+PREFERENCES = {
+    "texts": {"prompt": "a", "chosen": "b", "rejected": "c"},
+    "lists of messages after a list": {"prompt": [ASKED], "chosen": [YES], "rejected": [NO]},
+    "lists of messages after a text": {"prompt": "a", "chosen": [YES], "rejected": [NO]},
+    "whole conversations": {"chosen": [ASKED, YES], "rejected": [ASKED, NO]},
+    "whole conversations, and the prompt once more": {"prompt": "a", "chosen": [ASKED, YES], "rejected": [ASKED, NO]},
+}
+
+
+@pytest.mark.parametrize("row", PREFERENCES.values(), ids=PREFERENCES)
+def test_a_preference_may_be_written_in_several_ways(row: dict[str, object]) -> None:
+    found, _ = records.parse(row, task=Task.PREFERENCE, columns=Columns())
+    assert found == records.Preference(
+        records.Conversation((ASKED, YES), frozenset({1})), records.Conversation((ASKED, NO), frozenset({1}))
+    )
+
+
+def test_what_two_conversations_share_is_not_learned() -> None:
+    start = [ASKED, YES, {"role": "user", "content": "d"}]
+    row = {"chosen": [*start, YES], "rejected": [*start, NO]}
+    found, _ = records.parse(row, task=Task.PREFERENCE, columns=Columns())
+    assert isinstance(found, records.Preference)
+    assert found.chosen.learned == found.rejected.learned == {3}
+
+
+def test_keys_of_a_table_that_are_null_are_no_keys_of_a_message() -> None:
+    messages = [ASKED | {"tool_calls": None}, YES | {"tool_calls": None, "name": None}]
+    found, _ = records.parse({"messages": messages}, task=Task.CHAT_COMPLETION, columns=Columns())
+    assert isinstance(found, records.Conversation)
+    assert found.messages == (ASKED, YES)
+
+
 def test_keys_that_nobody_asked_for_are_told_but_allowed() -> None:
-    found = _parse({"prompt": "a", "response": "b", "source": "web"})
-    assert found.ignored == ("source",)
+    found, ignored = _parse({"prompt": "a", "response": "b", "source": "web"})
+    assert ignored == ("source",)
     assert [message["content"] for message in found.messages] == ["a", "b"]
 
 
 def test_columns_can_have_other_names() -> None:
     columns = Columns(prompt="question", response="answer")
-    line = json.dumps({"question": "a", "answer": "b"}).encode()
-    assert records.parse(line, task=Task.INSTRUCTION_FINE_TUNE, columns=columns).messages[1]["content"] == "b"
+    found, _ = records.parse({"question": "a", "answer": "b"}, task=Task.INSTRUCTION_FINE_TUNE, columns=columns)
+    assert isinstance(found, records.Conversation)
+    assert found.messages[1]["content"] == "b"
 
 
 def test_only_the_response_is_learned_when_there_is_a_history() -> None:
-    found = _parse({"prompt": "c", "response": "d", "history": [["a", "b"]]})
+    found, _ = _parse({"prompt": "c", "response": "d", "history": [["a", "b"]]})
     assert [message["content"] for message in found.messages] == ["a", "b", "c", "d"]
     assert found.learned == {3}
 
@@ -99,15 +186,18 @@ def test_only_the_response_is_learned_when_there_is_a_history() -> None:
 def test_every_assistant_turn_of_a_conversation_is_learned() -> None:
     roles = ("system", "user", "assistant", "user", "assistant")
     row = {"messages": [{"role": role, "content": role} for role in roles]}
-    line = json.dumps(row).encode()
-    assert records.parse(line, task=Task.CHAT_COMPLETION, columns=Columns()).learned == {2, 4}
+    found, _ = records.parse(row, task=Task.CHAT_COMPLETION, columns=Columns())
+    assert isinstance(found, records.Conversation)
+    assert found.learned == {2, 4}
 
 
-def _parse(row: object) -> records.Conversation:
-    return records.parse(json.dumps(row).encode(), task=Task.INSTRUCTION_FINE_TUNE, columns=Columns())
+def _parse(row: object) -> tuple[records.Conversation, tuple[str, ...]]:
+    found, ignored = records.parse(row, task=Task.INSTRUCTION_FINE_TUNE, columns=Columns())
+    assert isinstance(found, records.Conversation)
+    return found, ignored
 
 
 def _problem(row: object, task: Task) -> str:
-    with pytest.raises(records.Problem) as caught:
-        records.parse(json.dumps(row).encode(), task=task, columns=Columns())
+    with pytest.raises(Problem) as caught:
+        records.parse(json.loads(json.dumps(row)), task=task, columns=Columns())
     return str(caught.value)

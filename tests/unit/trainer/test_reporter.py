@@ -5,14 +5,14 @@ import json
 import logging
 import os
 import threading
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
 
 from finetune_api.snapshot import EventType, Snapshot
 from finetune_trainer import journal, metrics
-from finetune_trainer.reporter import Extent, Reporter, Step
+from finetune_trainer.reporter import Evaluated, Extent, Reporter, Step
 
 NOW = datetime(2026, 11, 22, tzinfo=UTC)
 TEN = Extent(epochs=1, steps=10, tokens=1000, in_tokens=False)
@@ -43,10 +43,46 @@ def test_the_devices_use_is_told_with_the_progress() -> None:
     reporter = _reporter()
     reporter.training_begins(TEN, tokens_done=0)
     reporter.step_done(_step(1))
-    reporter.device_sampled(metrics.DeviceSample(device="cpu", utilization=0.5, memory_used=7, memory_total=9))
+    reporter.device_sampled(
+        metrics.DeviceSample(device="0", utilization=0.5, cpu_cores=1.5, memory_used=7, memory_total=9)
+    )
     progress = reporter.snapshot().progress
     assert progress is not None
-    assert (progress.device_utilization, progress.device_memory_bytes) == (0.5, 7)
+    assert (progress.device_utilization, progress.cpu_utilization, progress.device_memory_bytes) == (0.5, 1.5, 7)
+
+
+def test_a_trouble_is_told_once_from_when_it_began_until_it_is_gone() -> None:
+    times = iter(NOW + timedelta(seconds=n) for n in range(100))
+    reporter = Reporter("7f1c", attempt=1, clock=lambda: next(times))
+    for name in ("ep1-ba2", "ep1-ba4"):
+        reporter.checkpoint_failed(name, OSError(28, "No space left on device"))
+    reporter.trouble("EvaluationNotFinite", "the loss is nan")
+    first, second = reporter.snapshot().troubles
+    assert (first.reason, second.reason) == ("CheckpointFailed", "EvaluationNotFinite")
+    assert first.message.startswith("checkpoint ep1-ba4 could not be saved: [Errno 28] No space left on device")
+    assert first.since == NOW + timedelta(seconds=1)
+    reporter.cured("CheckpointFailed")
+    assert [trouble.reason for trouble in reporter.snapshot().troubles] == ["EvaluationNotFinite"]
+
+
+def test_the_loss_of_an_evaluation_stays_until_the_next() -> None:
+    reporter = _reporter()
+    reporter.training_begins(TEN, tokens_done=0)
+    for step, loss in ((1, 2.5), (2, float("nan")), (3, 2.0)):
+        reporter.step_done(_step(step))
+        reporter.evaluated(Evaluated(step=step, epoch=1, loss=loss, records=3, seconds=0.1))
+        reporter.step_done(_step(step))
+        progress, troubles = reporter.snapshot().progress, reporter.snapshot().troubles
+        assert progress is not None
+        assert progress.eval_loss == (None if step == 2 else loss)
+        assert [trouble.reason for trouble in troubles] == (["EvaluationNotFinite"] if step == 2 else [])
+
+
+def test_a_milestone_said_again_takes_the_place_of_the_first() -> None:
+    reporter = _reporter()
+    for message in ("first", "second"):
+        reporter.milestone(EventType.RESUMED, message)
+    assert [milestone.message for milestone in reporter.snapshot().milestones] == ["second"]
 
 
 def test_a_snapshot_passes_its_own_schema_and_grows_in_sequence() -> None:

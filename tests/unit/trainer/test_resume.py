@@ -32,6 +32,12 @@ SETTINGS = {
     "full, padded": FULL_PADDED,
     "full with bf16 autocast": FULL_BF16,
     "recomputed activations": {"training": {"gradientCheckpointing": "Enabled"}},
+    "deterministic": {"training": {"deterministic": True}},
+    "rsLoRA with DoRA": {"method": {"lora": {"rsLora": True, "dora": True}}},
+    "QLoRA in 4 bits": {"method": {"type": "QLoRA"}},
+    "QLoRA in 8 bits": {"method": {"type": "QLoRA", "quantization": {"bits": 8}}},
+    "preferences": {"task": "Preference"},
+    "full on preferences": merged({"task": "Preference"}, FULL_PACKED) | FULL_PACKED,
 }
 
 
@@ -92,6 +98,25 @@ def test_stopped_on_request_it_saves_and_goes_on_later(tmp_path: Path, uninterru
     second = trainer_process.run(_attempt(config, 2))
     assert second.process.exitcode == ExitCode.DONE
     assert _outcome(tmp_path / "killed") == uninterrupted(changes)
+
+
+def test_stopped_in_the_middle_of_a_step_it_leaves_the_step_to_the_next_attempt(tmp_path: Path) -> None:
+    """A step of many forward passes: the stop isn't kept waiting for its end, and dropout goes on where it was."""
+    one_record_a_pass = {"batchSize": {"perDevice": 1, "gradientAccumulationSteps": 240}, "maxDuration": "3ba"}
+    changes = {"training": one_record_a_pass, "checkpoint": {"interval": "100ba"}}
+    assert (
+        trainer_process.run(configuration(tmp_path / "whole", changes, records=240)).process.exitcode == ExitCode.DONE
+    )
+    config = configuration(tmp_path / "killed", changes, records=240)
+    first = trainer_process.start(config)
+    first.until("TRAIN_UPDATED")
+    first.signal(signal.SIGTERM)
+    assert first.wait() == ExitCode.STOPPED
+    steps = [line["batch"] for line in first.events() if line["event"] == "TRAIN_UPDATED"]
+    assert first.last_word().checkpoints[-1].step == len(steps) < 3
+    second = trainer_process.run(_attempt(config, 2))
+    assert second.process.exitcode == ExitCode.DONE
+    assert _outcome(tmp_path / "killed") == _outcome(tmp_path / "whole")
 
 
 DAMAGE = {

@@ -78,7 +78,8 @@ def test_progress_and_metrics_are_served_while_it_trains(tmp_path: Path) -> None
         "loss", "learning_rate", "grad_norm", "step", "epoch", "progress_ratio", "tokens", "samples",
         "tokens_per_second", "step_duration_seconds", "last_step_timestamp_seconds", "checkpoint_duration_seconds",
         "last_checkpoint_timestamp_seconds", "checkpoint_size_bytes", "device_utilization_ratio",
-        "device_memory_used_bytes", "device_memory_total_bytes",
+        "device_memory_used_bytes", "device_memory_total_bytes", "cpu_utilization_cores", "eval_loss",
+        "evaluation_duration_seconds",
     }  # fmt: skip
     assert {f"finetune_trainer_{name}" for name in names} <= metrics.keys()
     about = metrics["finetune_trainer_info"].samples[0].labels
@@ -111,6 +112,22 @@ def test_full_weights_load_with_plain_transformers_and_generate(tmp_path: Path) 
         _generates(transformers.AutoModelForCausalLM.from_pretrained(path), path)
 
 
+def test_full_weights_and_adapters_of_an_earlier_run_are_started_from(tmp_path: Path) -> None:
+    """Its checkpoints as well as its output; nothing is learned in the second run, so its product is the first's."""
+    still = {"training": {"learningRate": 0.0, "maxDuration": "1ba"}}
+    for name, method in (("full", FULL), ("lora", {})):
+        first = tmp_path / name / "run"
+        trainer_process.run(configuration(tmp_path / name, method))
+        for number, folder in enumerate((first / "output", first / "checkpoints" / "ep2-ba12")):
+            at = {"path": str(folder)} if method else {"adapterPath": str(folder), "adapterUri": "run://first"}
+            again = configuration(tmp_path / f"{name}-{number}", method | still | {"model": at})
+            attempt = trainer_process.run(again)
+            assert attempt.process.exitcode == ExitCode.DONE, attempt.log.read_text()[-3000:]
+            before, after = (load_file(next(f.glob("*model.safetensors"))) for f in (folder, _output(again)))
+            assert before.keys() == after.keys()
+            assert all(torch.equal(tensor, after[key]) for key, tensor in before.items())
+
+
 def test_full_weights_are_stored_as_the_source_stores_them(tmp_path: Path) -> None:
     source = tmp_path / "source"
     network = transformers.AutoModelForCausalLM.from_pretrained(tiny_model.build(), dtype=torch.bfloat16)
@@ -141,8 +158,25 @@ def test_minutes_as_interval_and_tokens_as_length(tmp_path: Path) -> None:
 
 
 ENDS: dict[str, tuple[Any, ExitCode, str, str]] = {
-    "no such task yet": ({"task": "Preference"}, ExitCode.BAD_CONFIG, "ConfigInvalid", "task Preference"),
-    "no such method yet": ({"method": {"type": "QLoRA"}}, ExitCode.BAD_CONFIG, "ConfigInvalid", "method.type QLoRA"),
+    "a task of its own image": ({"task": "Custom"}, ExitCode.BAD_CONFIG, "ConfigInvalid", "task Custom"),
+    "a target that the model has not": (
+        {"method": {"lora": {"targetModules": ["q_proj", "query"]}}},
+        ExitCode.BAD_CONFIG,
+        "ConfigInvalid",
+        "method.lora.targetModules query: no module of this model has that name; this model's linear layers are down",
+    ),
+    "full weights from an adapter": (
+        FULL | {"model": {"adapterPath": "/mnt/adapter", "adapterUri": "run://first"}},
+        ExitCode.BAD_CONFIG,
+        "ConfigInvalid",
+        "method.type Full can't go on with the adapter run://first",
+    ),
+    "an adapter that isn't there": (
+        {"model": {"adapterPath": "/nowhere/adapter", "adapterUri": "run://first"}},
+        ExitCode.NOT_FOUND,
+        "NotFound",
+        "adapter run://first is not one: /nowhere/adapter/adapter_config.json can't be read",
+    ),
     "CUDA where there is none": ({"device": "CUDA"}, ExitCode.BAD_CONFIG, "ConfigInvalid", "sees no CUDA device"),
     "batch sizes that contradict": (
         {"training": {"batchSize": {"perDevice": 3, "global": 8, "gradientAccumulationSteps": None}}},
@@ -220,6 +254,36 @@ def test_a_loss_that_is_no_number_ends_it_before_the_step(tmp_path: Path) -> Non
     assert attempt.last_word().checkpoints == ()
 
 
+NOT_A_NUMBER: dict[str, dict[str, Any]] = {
+    "accumulated": {"training": {"batchSize": {"perDevice": 1, "gradientAccumulationSteps": 4}}},
+    "preferences": {"task": "Preference"},
+    "full": FULL,
+}
+
+
+@pytest.mark.parametrize("changes", NOT_A_NUMBER.values(), ids=NOT_A_NUMBER)
+def test_one_record_whose_loss_is_no_number_is_among_those_named(tmp_path: Path, changes: dict[str, Any]) -> None:
+    rows = [{"prompt": f"What is {n}?", "response": "yes", "chosen": "yes", "rejected": "no"} for n in range(16)]
+    rows[7] |= {"response": "it is \u20ac", "rejected": "it is \u20ac"}
+    if changes.get("task") == "Preference":
+        rows = [{key: value for key, value in row.items() if key != "response"} for row in rows]
+    else:
+        rows = [{key: row[key] for key in ("prompt", "response")} for row in rows]
+    write_rows(tmp_path / "train.jsonl", rows)
+    source = {"model": {"path": str(tiny_model.build_without("\u20ac", tmp_path / "model"))}}
+    changes = changes | source | {"checkpoint": {"interval": "1ba"}}
+    attempt = trainer_process.run(configuration(tmp_path, changes))
+    _check_end(attempt, ExitCode.DIVERGED, "Diverged", "train.jsonl line 8")
+    word = attempt.last_word()
+    done = 0 if word.progress is None else word.progress.batch
+    assert word.error is not None
+    assert f"loss is nan at step {done + 1}, before the optimizer's step" in word.error.message
+    assert done < 4  # the record comes once in an epoch of four steps
+    for saved in word.checkpoints:
+        for path in (tmp_path / "run" / saved.path).glob("adapter_model.safetensors"):
+            assert all(tensor.isfinite().all() for tensor in load_file(path).values())
+
+
 def test_a_step_that_diverges_leaves_the_earlier_checkpoints(tmp_path: Path) -> None:
     """A decay of 1 at a rate of 10 makes weights nine times as large with each step, until they overflow."""
     training = {"learningRate": 10, "weightDecay": 1, "maxDuration": "200ba", "scheduler": "Constant"}
@@ -240,6 +304,21 @@ def test_a_full_disk_ends_it_only_at_the_last_save(tmp_path: Path) -> None:
     assert len(attempt.messages("CHECKPOINT_FAILED")) == 6
     assert len(attempt.messages("TRAIN_UPDATED")) == 12
     assert list((tmp_path / "run" / "checkpoints").iterdir()) == []
+
+
+def test_a_failed_save_is_a_trouble_until_one_succeeds(tmp_path: Path) -> None:
+    (tmp_path / "run" / "checkpoints" / "latest").mkdir(parents=True)  # where a link should be put
+    port = _free_port()
+    attempt = trainer_process.start(configuration(tmp_path, LONG | {"checkpoint": {"interval": "2ba"}}), port=port)
+    attempt.until("CHECKPOINT_FAILED", times=2)
+    troubles = Snapshot.decode(_get(port, "/progress")).troubles
+    assert [trouble.reason for trouble in troubles] == ["CheckpointFailed"]
+    assert "could not be saved" in troubles[0].message
+    (tmp_path / "run" / "checkpoints" / "latest").rmdir()
+    attempt.until("CHECKPOINT_SAVED")
+    attempt.signal(signal.SIGTERM)
+    assert attempt.wait() == ExitCode.STOPPED
+    assert attempt.last_word().troubles == ()
 
 
 def test_a_failed_save_leaves_the_earlier_checkpoints(tmp_path: Path) -> None:
@@ -275,24 +354,57 @@ def test_a_stop_before_the_training_ends_it_promptly(tmp_path: Path) -> None:
         time.sleep(0.01)
     attempt.signal(signal.SIGTERM)
     assert attempt.wait() == ExitCode.STOPPED
-    _check_end(attempt, ExitCode.STOPPED, "Stopped", "before the training began")
+    _check_end(attempt, ExitCode.STOPPED, "Stopped", "stopped on request while there was nothing to save")
+
+
+def test_a_stop_before_anything_is_imported_ends_it_as_stopped(tmp_path: Path) -> None:
+    """The signal is sent at the first moment at which it is taken."""
+    process = subprocess.Popen([sys.executable, "-m", "finetune_trainer"], env=_environment(tmp_path))
+    caught = 0
+    while not caught & 1 << (signal.SIGTERM - 1):
+        assert process.poll() is None
+        lines = Path(f"/proc/{process.pid}/status").read_text().splitlines()
+        caught = int(next(line for line in lines if line.startswith("SigCgt")).split()[1], 16)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(20) == ExitCode.STOPPED
+    assert not (tmp_path / "run").exists()
+
+
+def test_help_and_the_first_signal_wait_for_no_import() -> None:
+    done = subprocess.run(
+        [sys.executable, "-X", "importtime", "-m", "finetune_trainer", "--help"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert "--config FILE" in done.stdout
+    imported = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
+    assert "argparse" in imported
+    assert imported.isdisjoint({"pydantic", "torch", "tokenizers", "prometheus_client", "finetune_trainer.attempt"})
+
+
+def test_the_configuration_may_be_in_a_file(tmp_path: Path) -> None:
+    file = tmp_path / "run.json"
+    file.write_text(json.dumps(configuration(tmp_path, {"training": {"maxDuration": "3 epochs"}})))
+    environment = {key: value for key, value in _environment(tmp_path).items() if key != "FINETUNE_CONFIG"}
+    command = [sys.executable, "-m", "finetune_trainer", "--config"]
+    done = subprocess.run([*command, str(file)], env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == ExitCode.BAD_CONFIG
+    assert "training.maxDuration: must be a whole number followed by" in done.stdout
+    missing = subprocess.run([*command, str(tmp_path / "x")], env=environment, capture_output=True, check=False)
+    assert missing.returncode == ExitCode.BAD_CONFIG
+    assert b"can't be read" in missing.stderr
 
 
 def test_the_module_runs_as_a_program(tmp_path: Path) -> None:
     """Once without the fork server: as in the container, a second time within a finished run."""
-    config = configuration(tmp_path, {"training": {"maxDuration": "2ba"}})
-    environment = os.environ | {
-        "FINETUNE_CONFIG": json.dumps(config),
-        "FINETUNE_PORT": "0",
-        "FINETUNE_BIND_ADDRESS": "127.0.0.1",
-        "FINETUNE_TERMINATION_LOG": str(tmp_path / "last-word"),
-    }
+    environment = _environment(tmp_path, {"training": {"maxDuration": "2ba"}})
     done = subprocess.run(
         [sys.executable, "-m", "finetune_trainer"], env=environment, capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stdout + done.stderr
     events = [json.loads(line)["event"] for line in done.stdout.splitlines()]
-    assert events[0] == "DATA_VALIDATED"
+    assert "DATA_VALIDATED" in events[:2]
     assert events[-1] == "OUTPUT_SAVED"
     assert Snapshot.decode((tmp_path / "last-word").read_text()).output is not None
 
@@ -314,6 +426,19 @@ def _generates(network: Any, folder: Path) -> None:
     inputs = tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_tensors="pt", return_dict=True)
     made = network.generate(**inputs, max_new_tokens=5, min_new_tokens=5, do_sample=False)
     assert made.shape[1] == inputs["input_ids"].shape[1] + 5
+
+
+def _output(config: dict[str, Any]) -> Path:
+    return Path(config["runPath"]) / "output"
+
+
+def _environment(folder: Path, changes: dict[str, Any] | None = None) -> dict[str, str]:
+    return os.environ | {
+        "FINETUNE_CONFIG": json.dumps(configuration(folder, changes)),
+        "FINETUNE_PORT": "0",
+        "FINETUNE_BIND_ADDRESS": "127.0.0.1",
+        "FINETUNE_TERMINATION_LOG": str(folder / "last-word"),
+    }
 
 
 def _free_port() -> int:
