@@ -162,6 +162,7 @@ def _operator(cluster: ControlPlane) -> Iterator[Operator]:
         "FINETUNE_OPERATOR_BIND_ADDRESS": "127.0.0.1",
         "FINETUNE_OPERATOR_METRICS_PORT": str(port),
         "FINETUNE_OPERATOR_HEALTH_PORT": "0",
+        "FINETUNE_OPERATOR_LEASE_SECONDS": "0",
     }
     screen.command("python -m finetune_operator", note="its log: .demo/operator.log")
     with (FOLDER / "operator.log").open("w") as file:

@@ -4,7 +4,7 @@ Each has defaults for all but the point of the test.
 """
 
 import dataclasses
-from collections.abc import Coroutine, Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from datetime import UTC, datetime, timedelta
 from typing import Any, TypeVar
 
@@ -19,9 +19,13 @@ from finetune_api.snapshot import (
     TrainProgress,
 )
 from finetune_api.status import FineTuneRunStatus
+from finetune_operator import sources
+from finetune_operator.admission import Line
+from finetune_operator.cache import Cache
 from finetune_operator.children import Claim, Job, Pod
 from finetune_operator.names import Key
-from finetune_operator.settings import Settings
+from finetune_operator.reconcile import Cluster, Reconciler
+from finetune_operator.settings import Limits, Settings
 from finetune_operator.world import Run, World
 from tests import builders
 
@@ -113,7 +117,7 @@ _POD = Pod(
     unschedulable="",
     unschedulable_since=None,
     disrupted="",
-    deleted=False,
+    deletion=None,
 )
 
 
@@ -207,7 +211,14 @@ def last_word(exit_code: int = 0, *, message: str = "It is broken.", reason: str
 
 def world(run_: Run | None = None, /, **changes: Any) -> World:
     """All that one pass knows."""
-    return World(run=run_ or run(), **changes)
+    found = run_ or run()
+    known = {"now": NOW, "model": sources.resolve(found, lambda _: None)}
+    return World(run=found, **(known | changes))
+
+
+def cache() -> Cache:
+    """An empty one, without limits."""
+    return Cache(line=Line(Limits()))
 
 
 def status(attempt: int = 1, *, started: bool = False, **changes: Any) -> FineTuneRunStatus:
@@ -218,3 +229,8 @@ def status(attempt: int = 1, *, started: bool = False, **changes: Any) -> FineTu
         events.append({"sequence": 2, "type": "STARTED", "time": at(5), "message": "Started.", "attempt": attempt})
         found["startTime"] = at(5)
     return FineTuneRunStatus.model_validate(found | {"events": events} | changes)
+
+
+def reconciler(cluster: Cluster, *, line: Line, clock: Callable[[], datetime]) -> Reconciler:
+    """One whose pauses are not random."""
+    return Reconciler(cluster, line=line, settings=SETTINGS, clock=clock, jitter=lambda: 0.5)

@@ -1,60 +1,82 @@
 """The operator's process: `python -m finetune_operator`. Settings come from the environment, see `settings`.
 
-Puts the pieces together, lists everything once, and hands the process to kopf until a signal ends it. It must never go
-on when one of its tasks has ended: it exits, and Kubernetes starts it anew.
+Waits for the lease, lists everything once, and then works until a signal ends it. It must never go on when one of its
+tasks has ended: it exits, and Kubernetes starts it anew.
 """
 
 import argparse
 import asyncio
 import logging
 import os
-import signal
 import sys
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Sequence
+from contextlib import AsyncExitStack
 from datetime import UTC, datetime
 from importlib.metadata import version
+from typing import Any
 
+import aiohttp
 import kopf
 
-from finetune_operator import connection, handlers, logs, poller
+from finetune_operator import connection, handlers, health, lease, logs, poller
+from finetune_operator.admission import Line
 from finetune_operator.cache import Cache
 from finetune_operator.cluster import KubernetesCluster
+from finetune_operator.connection import Connection, Fence
 from finetune_operator.errors import RefusedError, UserError
+from finetune_operator.health import Health
+from finetune_operator.lease import Lease
 from finetune_operator.metrics import Metrics
 from finetune_operator.names import Key
 from finetune_operator.poller import Poller
 from finetune_operator.reconcile import Reconciler
 from finetune_operator.resync import Resync
 from finetune_operator.settings import PREFIX, Settings
+from finetune_operator.signals import Leaving
 from finetune_operator.workqueue import WorkQueue
 
 log = logging.getLogger("finetune_operator")
 
 VERSION = version("finetune-operator")
-_OLD_SECONDS = 60.0
-_STUCK_SECONDS = 180.0
-_LAST_SECONDS = 1.0
+_SETTLE_SECONDS = 0.6
+_RELEASE_SECONDS = 0.5
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run until a signal; the exit code."""
     _parser().parse_args(arguments)
+    leaving = Leaving()
+    leaving.take_signals()
     try:
         settings = Settings.from_environment()
         logs.configure(settings.log_format)
-        asyncio.run(serve(settings))
-    except UserError as error:
-        sys.stderr.write(f"finetune-operator: {error.field} {error.message}\n")
-        return os.EX_USAGE
-    except RefusedError as error:
-        sys.stderr.write(f"finetune-operator: {error}; examples/operator-rbac.yaml has the rights that are needed\n")
-        return os.EX_NOPERM
-    except OSError as error:
-        sys.stderr.write(f"finetune-operator: {error.strerror}\n")
-        return os.EX_OSERR
-    except KeyboardInterrupt:
-        return 130
-    return 0
+        asyncio.run(serve(settings, leaving=leaving))
+    except (UserError, RefusedError, OSError) as error:
+        sys.stderr.write(f"finetune-operator: {_words(error)}\n")
+        return _code(error)
+    return os.EX_OK
+
+
+def _code(error: BaseException) -> int:
+    match error:
+        case UserError():
+            return os.EX_USAGE
+        case RefusedError():
+            return os.EX_NOPERM
+        case OSError():
+            return os.EX_OSERR
+    return 1
+
+
+def _words(error: Exception) -> str:
+    match error:
+        case UserError():
+            return f"{error.field} {error.message}"
+        case RefusedError():
+            return f"{error}; examples/operator-rbac.yaml has the rights that are needed"
+        case OSError():
+            return error.strerror or str(error)
+    return str(error)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -71,77 +93,139 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-async def serve(settings: Settings) -> None:
+async def serve(settings: Settings, *, leaving: Leaving) -> None:
     """Everything, until a signal."""
+    asked = leaving.asked()
     metrics = Metrics(version=VERSION)
-    async with (
-        connection.connect(version=VERSION, observer=metrics.request) as api,
-        poller.session() as session,
-    ):
-        cache = Cache()
-        reconcile = metrics.timed(Reconciler(KubernetesCluster(api, cache=cache), settings=settings, clock=_now))
+    known: dict[str, Any] = {"version": VERSION, "identity": lease.identity(), "observer": metrics.request}
+    async with AsyncExitStack() as stack:
+        leadership, fence = None, connection.OPEN
+        if settings.lease_seconds:
+            # a connection of its own: its requests wait for no others, and no fence keeps it from the lease
+            apart = await stack.enter_async_context(connection.connect(**known))
+            leadership = Lease(apart, settings=settings, identity=known["identity"])
+            fence = Fence(left=leadership.left, delivery=leadership.delivery)
+        api = await stack.enter_async_context(connection.connect(**known, fence=fence))
+        session = await stack.enter_async_context(poller.session())
+        port = metrics.serve(address=settings.bind_address, port=settings.metrics_port)
+        told = Health()
+        await stack.enter_async_context(health.serving(told, address=settings.bind_address, port=settings.health_port))
+        log.info("finetune-operator %s, metrics on port %d", VERSION, port)
+        operator = _Operator(settings, api=api, session=session, metrics=metrics, health=told, leadership=leadership)
+        work = asyncio.create_task(operator.run(), name="operator")
+        try:
+            await _until_one_ends([work, asyncio.create_task(_wait(asked), name="signals")])
+        except BaseException as error:
+            leaving.end_soon(_code(error))
+            raise
+        finally:
+            await _leave(work, api=api, leadership=leadership)
+
+
+async def _leave(work: asyncio.Task[None], *, api: Connection, leadership: Lease | None) -> None:
+    """Act no more. The lease is released if every write is known to have ended, else it runs out."""
+    if leadership is not None:
+        leadership.stop()
+        if await api.settled(seconds=_SETTLE_SECONDS):
+            try:
+                async with asyncio.timeout(_RELEASE_SECONDS):
+                    await leadership.release()
+            except TimeoutError:
+                log.warning("the lease runs out by itself: the API server doesn't answer")
+    await _stop([work])
+
+
+class _Operator:
+    """What one process does, from standing by to working."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        *,
+        api: Connection,
+        session: aiohttp.ClientSession,
+        metrics: Metrics,
+        health: Health,
+        leadership: Lease | None,
+    ) -> None:
+        self._settings = settings
+        self._api = api
+        self._session = session
+        self._metrics = metrics
+        self._health = health
+        self._leadership = leadership
+        self._tasks: list[asyncio.Task[None]] = []
+
+    async def run(self) -> None:
+        """Until a part has ended, through an error most likely."""
+        try:
+            if self._leadership is not None:
+                await self._lead(self._leadership)
+            await self._work()
+        finally:
+            await _stop(self._tasks)
+
+    async def _lead(self, leadership: Lease) -> None:
+        self._health.trouble = leadership.trouble
+        self._health.unready = lambda: None if leadership.seen else "the lease hasn't been seen yet"
+        await leadership.acquire()
+        self._tasks.append(asyncio.create_task(leadership.hold(), name="lease"))
+
+    async def _work(self) -> None:
+        settings, metrics, line = self._settings, self._metrics, Line(self._settings.limits)
+        cache = Cache(line=line)
+        cluster = KubernetesCluster(self._api, cache=cache)
+        reconcile = metrics.timed(Reconciler(cluster, line=line, settings=settings, clock=_now))
 
         async def look(key: Key) -> float | None:
             try:
                 return await reconcile(key)
             finally:
                 polls.follow(key)
+                for called in line.newly_called():
+                    queue.add(called)
 
         queue = WorkQueue(look, workers=settings.workers)
-        access = poller.choose(settings, connection=api, session=session)
+        access = poller.choose(settings, connection=self._api, session=self._session)
         polls = Poller(access, cache=cache, wake=queue.add, failed=metrics.poll_failed, settings=settings)
-        resync = Resync(api, cache=cache, wake=queue.add, done=metrics.resynced, settings=settings)
-        metrics.watch(phases=cache.phases, depth=lambda: queue.depth)
-        port = metrics.serve(address=settings.bind_address, port=settings.metrics_port)
-        log.info("finetune-operator %s, metrics on port %d", VERSION, port)
-        await resync.first()
-        asked = asyncio.Event()
-        tasks = [asyncio.create_task(part.run(), name=type(part).__name__) for part in (queue, polls, resync)]
-        shell = handlers.Shell(
+        watches = health.Watches(by_namespace=bool(settings.namespaces))
+        resync = Resync(
+            self._api,
             cache=cache,
             wake=queue.add,
-            credentials=api.credentials,
-            trouble=lambda: trouble(resync, queue, settings=settings),
-            started=lambda: _take_signals(asked.set),
-            stop=lambda: _stop(tasks),
+            done=metrics.resynced,
+            settings=settings,
+            found=watches.found,
         )
-        await _until_one_ends(tasks, _kopf(shell, settings), asked=asked)
+        metrics.watch(phases=cache.phases, depth=lambda: queue.depth)
+        self._health.trouble = health.stuck(resync, queue, watches, resync_seconds=settings.resync_seconds)
+        self._health.unready = lambda: "not everything has been listed yet"
+        first = asyncio.create_task(resync.first(), name="first list")
+        self._tasks.append(first)
+        await _until_one_ends(self._tasks)
+        self._tasks.remove(first)
+        self._health.unready = lambda: None
+        shell = handlers.Shell(cache=cache, wake=queue.add, credentials=self._api.credentials, told=watches.told)
+        parts = {"queue": queue.run(), "poller": polls.run(), "resync": resync.run(), "kopf": _kopf(shell, settings)}
+        self._tasks += [asyncio.create_task(part, name=name) for name, part in parts.items()]
+        await _until_one_ends(self._tasks)
+        raise RuntimeError("a part that works for ever has ended")
 
 
 async def _kopf(shell: handlers.Shell, settings: Settings) -> None:
-    address = settings.bind_address or "0.0.0.0"  # noqa: S104 - a setting
     await kopf.operator(
         registry=handlers.registry(shell),
         settings=handlers.settings(),
         clusterwide=not settings.namespaces,
         namespaces=settings.namespaces,
-        liveness_endpoint=f"http://{address}:{settings.health_port}/healthz" if settings.health_port else None,
     )
 
 
-def _take_signals(stop: Callable[[], None]) -> None:
-    """In kopf's place, whose own way to end raises an AssertionError if it is in the middle of its scan of the API."""
-    for number in (signal.SIGINT, signal.SIGTERM):
-        asyncio.get_running_loop().add_signal_handler(number, stop)
-
-
-async def _until_one_ends(
-    tasks: Sequence[asyncio.Task[None]], shell: Coroutine[None, None, None], *, asked: asyncio.Event
-) -> None:
-    """Until it is asked to end, or anything has ended through an error, which is raised."""
-    kopf_task = asyncio.create_task(shell, name="kopf")
-    everything = [kopf_task, *tasks]
-    waiter = asyncio.create_task(_wait(asked), name="signals")
-    try:
-        done, _ = await asyncio.wait([waiter, *everything], return_when=asyncio.FIRST_COMPLETED)
-        if all(task.cancelled() for task in done):
-            # kopf has stopped them, since it ends. What it still waits for is an API server that doesn't answer.
-            await asyncio.wait([kopf_task], timeout=_LAST_SECONDS)
-    finally:
-        await _stop([waiter, *everything])
-    for task in everything:
-        if not task.cancelled():
-            task.result()
+async def _until_one_ends(tasks: Sequence[asyncio.Task[None]]) -> None:
+    """Until one has ended. If that was through an error, it is raised."""
+    done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+    for task in done:
+        task.result()
 
 
 async def _wait(asked: asyncio.Event) -> None:
@@ -152,16 +236,8 @@ async def _stop(tasks: Sequence[asyncio.Task[None]]) -> None:
     """Cancel them, and wait until they have ended."""
     for task in tasks:
         task.cancel()
-    await asyncio.wait(tasks)
-
-
-def trouble(resync: Resync, queue: WorkQueue, *, settings: Settings) -> str | None:
-    """Why this process should be restarted, None if it is well."""
-    if resync.age() > max(_OLD_SECONDS, 3 * settings.resync_seconds):
-        return f"the last good resync was {resync.age():.0f} s ago"
-    if queue.longest() > _STUCK_SECONDS:
-        return f"a worker has been at one run for {queue.longest():.0f} s"
-    return None
+    if tasks:
+        await asyncio.wait(tasks)
 
 
 def _now() -> datetime:

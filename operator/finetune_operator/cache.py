@@ -7,10 +7,12 @@ is skipped. One object that can't be read never stops the others. It must never 
 import logging
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from datetime import datetime
 
 from finetune_api.fields import cut
 from finetune_api.snapshot import Snapshot
-from finetune_operator import kinds, names
+from finetune_operator import kinds, names, sources
+from finetune_operator.admission import Line
 from finetune_operator.children import Body, Claim, Job, Pod
 from finetune_operator.kinds import Kind, View
 from finetune_operator.names import Key
@@ -42,11 +44,13 @@ class _Shelf:
 class Cache:
     """Of one operator; used from its event loop alone, but for `phases`."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, line: Line) -> None:
+        self._line = line
         self._shelves: dict[str, _Shelf] = {kind.name: _Shelf() for kind in kinds.KINDS}
         self._runs: dict[Key, str] = {}
         self._children: dict[str, dict[str, Entry]] = {}
         self._snapshots: dict[str, Snapshot] = {}
+        self._departed: dict[str, Pod] = {}
 
     def put(self, kind: Kind, body: Body) -> Key | None:
         """Take in an object. Returns the run to look at, None if this is nothing new."""
@@ -66,8 +70,19 @@ class Cache:
         """Forget an object that was deleted. Returns the run to look at."""
         shelf, uid = self._shelves[kind.name], body["metadata"]["uid"]
         shelf.gone[uid] = _version(body)
-        entry = shelf.entries.get(uid)
-        return self._drop(kind, entry) if entry else None
+        if uid not in shelf.entries:
+            return None
+        last = shelf.entries[uid] = _entry(kind, body, uid=uid, version=_version(body))
+        return self._drop(kind, last)
+
+    def _depart(self, entry: Entry) -> None:
+        """Remember how a run's last pod ended: it may be deleted before anybody looks, and its Job knows less."""
+        pod, run_uid = entry.view, entry.run_uid
+        if not isinstance(pod, Pod) or not pod.ended or run_uid not in self._shelves[kinds.RUN.name].entries:
+            return
+        known = self._departed.get(run_uid)
+        if known is None or known.attempt <= pod.attempt:
+            self._departed[run_uid] = pod
 
     def prune(self, kind: Kind, *, namespace: str | None, seen: Iterable[str], version: str) -> set[Key]:
         """Forget what a full list of `version` doesn't have and isn't newer. Returns the runs to look at."""
@@ -104,7 +119,7 @@ class Cache:
         self._snapshots[snapshot.run_uid] = snapshot
         return known is None or place > (known.attempt, known.sequence)
 
-    def world(self, key: Key) -> World | None:
+    def world(self, key: Key, *, now: datetime) -> World | None:
         """All that is known of a run; None if there is no such run, or it can't be read."""
         run = self.run(key)
         if run is None:
@@ -115,11 +130,18 @@ class Cache:
         claims = {view.name: view for view in children if isinstance(view, Claim)}
         return World(
             run=run,
+            now=now,
+            model=sources.resolve(run, lambda name: self.run(Key(key.namespace, name))),
             jobs=tuple(sorted(jobs, key=lambda job: job.attempt)),
-            pods=tuple(view for view in children if isinstance(view, Pod)),
+            pods=self._pods(uid, children),
             claim=claims.get(names.claim(key.name, uid)),
             snapshot=self._snapshots.get(uid),
         )
+
+    def _pods(self, run_uid: str, children: Iterable[View | None]) -> tuple[Pod, ...]:
+        there = tuple(view for view in children if isinstance(view, Pod))
+        departed = self._departed.get(run_uid)
+        return there if departed is None or departed.uid in {pod.uid for pod in there} else (*there, departed)
 
     def run(self, key: Key) -> Run | None:
         """A run as it was last seen."""
@@ -128,8 +150,9 @@ class Cache:
         return entry.view if entry and isinstance(entry.view, Run) else None
 
     def active(self) -> Iterator[Run]:
-        """The runs that have not ended."""
-        return (run for run in self._all_runs() if not run.status.is_finished)
+        """The runs that have not ended, but for those that wait for their turn: nothing can happen to these."""
+        runs = (run for run in self._all_runs() if not run.status.is_finished)
+        return (run for run in runs if not self._line.is_waiting(run.metadata.uid))
 
     def phases(self) -> Iterator[str]:
         """Each run's phase. For the metrics' thread too: copying a dictionary's values can't be interrupted."""
@@ -148,14 +171,25 @@ class Cache:
             self._drop(kinds.RUN, older)
         if entry.uid in runs:
             self._runs[entry.key] = entry.uid
+            self._see(entry)
+
+    def _see(self, entry: Entry) -> None:
+        """One that can't be read takes no part."""
+        if isinstance(entry.view, Run):
+            self._line.see(entry.view)
+        else:
+            self._line.leave(entry.uid)
 
     def _drop(self, kind: Kind, entry: Entry) -> Key | None:
         self._shelves[kind.name].entries.pop(entry.uid, None)
         if kind is kinds.RUN:
+            self._line.leave(entry.uid)
             self._snapshots.pop(entry.uid, None)
+            self._departed.pop(entry.uid, None)
             if entry.key is not None and self._runs.get(entry.key) == entry.uid:
                 del self._runs[entry.key]
         elif entry.run_uid is not None:
+            self._depart(entry)
             siblings = self._children.get(entry.run_uid, {})
             siblings.pop(entry.uid, None)
             if not siblings:

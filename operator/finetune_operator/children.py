@@ -89,7 +89,8 @@ class Pod:
     unschedulable: str
     unschedulable_since: datetime | None
     disrupted: str
-    deleted: bool
+    deletion: datetime | None
+    """When it is due to be gone, once it is being deleted."""
 
     @classmethod
     def parse(cls, body: Body) -> "Pod":
@@ -118,7 +119,7 @@ class Pod:
             unschedulable=(scheduled.get("message") or "unschedulable") if unschedulable else "",
             unschedulable_since=parse_time(scheduled.get("lastTransitionTime")) if unschedulable else None,
             disrupted=disruption.get("reason") or "" if disruption.get("status") == "True" else "",
-            deleted=body["metadata"].get("deletionTimestamp") is not None,
+            deletion=parse_time(body["metadata"].get("deletionTimestamp")),
         )
 
     @property

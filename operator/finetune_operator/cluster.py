@@ -1,21 +1,22 @@
 """Kubernetes, as the reconcile loop sees it: what is there, what is to be created, what is to be said.
 
 The only module that writes to the API server. Each write carries what makes it safe to repeat: a deterministic name and
-an owner, or the resource version that was read. It never deletes anything.
+an owner, the resource version that was read, or the UID of what is to be deleted. It never deletes by name alone.
 """
 
 import asyncio
 import logging
 from collections.abc import Mapping
 from dataclasses import replace
+from datetime import datetime
 from typing import Any
 
 from finetune_api.status import FineTuneRunStatus
-from finetune_operator import kinds, names
+from finetune_operator import kinds, names, sources
 from finetune_operator.cache import Cache
-from finetune_operator.children import Claim
+from finetune_operator.children import Claim, Job, Pod
 from finetune_operator.connection import Connection, Object
-from finetune_operator.errors import ExistsError, GoneError, OperatorError, TakenError
+from finetune_operator.errors import ConflictError, ExistsError, GoneError, OperatorError, TakenError
 from finetune_operator.kinds import Kind
 from finetune_operator.names import Key
 from finetune_operator.world import ChildWarning, Run, World
@@ -32,21 +33,31 @@ class KubernetesCluster:
         self._connection = connection
         self._cache = cache
 
-    async def observe(self, key: Key, *, fresh: bool) -> World | None:
+    async def observe(self, key: Key, *, fresh: bool, now: datetime) -> World | None:
         """From the cache; `fresh` brings it up to date by quorum reads first."""
         if not fresh:
-            return self._cache.world(key)
+            return self._cache.world(key, now=now)
+        body = await self._read_run(key)
+        if body is None:
+            return None
+        children = (kinds.JOB, kinds.POD, kinds.CLAIM)
+        uid = body["metadata"]["uid"]
+        await asyncio.gather(*(self._read_children(kind, key, run_uid=uid) for kind in children))
+        run = self._cache.run(key)
+        other = sources.other_run(run) if run else None
+        if other is not None:
+            await self._read_run(Key(key.namespace, other))
+        world = self._cache.world(key, now=now)
+        return world and replace(world, claim=world.claim or await self._claim_of_the_user(world.run))
+
+    async def _read_run(self, key: Key) -> Object | None:
         try:
             body = await self._connection.get(kinds.RUN.path(*key))
         except GoneError:
             self._cache.forget(key)
             return None
         self._cache.put(kinds.RUN, body)
-        children = (kinds.JOB, kinds.POD, kinds.CLAIM)
-        uid = body["metadata"]["uid"]
-        await asyncio.gather(*(self._read_children(kind, key, run_uid=uid) for kind in children))
-        world = self._cache.world(key)
-        return world and replace(world, claim=world.claim or await self._claim_of_the_user(world.run))
+        return body
 
     async def _read_children(self, kind: Kind, key: Key, *, run_uid: str) -> None:
         selector = f"{kind.selector},{names.RUN_LABEL}={key.name}"
@@ -100,6 +111,26 @@ class KubernetesCluster:
             if kinds.run_uid(kind, body) != run.metadata.uid:
                 raise TakenError(_taken(kind, metadata["name"])) from None
         self._cache.put(kind, body)
+
+    async def delete(self, run: Run, child: Job | Pod) -> None:
+        """Delete exactly this child; the watch, or the next fresh read, tells when it is gone."""
+        kind = kinds.JOB if isinstance(child, Job) else kinds.POD
+        try:
+            await self._connection.delete(kind.path(run.metadata.namespace, child.name), uid=child.uid)
+            log.info("%s: %s %s deleted", run.key, kind.name, child.name)
+        except (GoneError, ConflictError) as error:
+            log.debug("%s: %s %s is gone already: %s", run.key, kind.name, child.name, error)
+
+    async def delete_run(self, run: Run) -> None:
+        """Delete exactly this version of the run: its user may just have asked to keep it."""
+        metadata = run.metadata
+        try:
+            await self._connection.delete(
+                kinds.RUN.path(*run.key), uid=metadata.uid, resourceVersion=metadata.resource_version
+            )
+            log.info("%s: deleted, its time after the end is over", run.key)
+        except GoneError as error:
+            log.debug("%s is gone already: %s", run.key, error)
 
     async def write_status(self, run: Run, new: FineTuneRunStatus) -> Run:
         """Replace the status of exactly the version that was read. The answer goes into the cache."""

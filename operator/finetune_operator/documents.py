@@ -26,6 +26,8 @@ _PARTS = {
     KIND: ("apiVersion", "kind", "metadata", "spec", "status"),
     "ConfigMap": ("apiVersion", "kind", "metadata", "data"),
 }
+_VERBS = ("suspend", "cancel", "activeDeadlineSeconds", "ttlSecondsAfterFinished", "queue")
+"""Parts of a spec that may change in a run that goes on; without a cluster there is no queue."""
 _VERSIONS = {KIND: API_VERSION, "ConfigMap": "v1"}
 
 
@@ -47,10 +49,11 @@ class Documents:
 
     @property
     def uid(self) -> str:
-        """The run's identity: the same as long as its name, its spec and its data in ConfigMaps are."""
+        """The run's identity: the same as long as its name, its spec without the verbs, and its data are."""
         metadata = self.run["metadata"]
         data = sorted((str(key), dict(values)) for key, values in self.config_maps.items())
-        told = json.dumps([metadata["namespace"], metadata["name"], self.run["spec"], data], sort_keys=True)
+        spec = {name: value for name, value in self.run["spec"].items() if name not in _VERBS}
+        told = json.dumps([metadata["namespace"], metadata["name"], spec, data], sort_keys=True)
         return str(uuid.uuid5(uuid.NAMESPACE_URL, told))
 
 

@@ -25,12 +25,8 @@ class Shell:
     cache: Cache
     wake: Callable[[Key], None]
     credentials: Callable[[], Awaitable[Credentials]]
-    trouble: Callable[[], str | None]
-    """Why this process should be restarted, None if it is well."""
-    started: Callable[[], None]
-    """kopf is up."""
-    stop: Callable[[], Awaitable[None]]
-    """End the operator's own tasks."""
+    told: Callable[[str, str], None]
+    """A watch has told something: kind, namespace."""
 
 
 def registry(shell: Shell) -> kopf.OperatorRegistry:
@@ -43,21 +39,6 @@ def registry(shell: Shell) -> kopf.OperatorRegistry:
     async def log_in(**_: Any) -> kopf.ConnectionInfo:
         return connection_info(await shell.credentials())
 
-    @kopf.on.startup(registry=found)
-    async def start_up(**_: Any) -> None:
-        shell.started()
-
-    @kopf.on.cleanup(registry=found)
-    async def clean_up(**_: Any) -> None:
-        await shell.stop()
-
-    @kopf.on.probe(registry=found, id="operator", errors=kopf.ErrorsMode.PERMANENT)
-    async def healthy(**_: Any) -> str:
-        trouble = shell.trouble()
-        if trouble is not None:
-            raise kopf.PermanentError(trouble)
-        return "ok"
-
     return found
 
 
@@ -66,6 +47,7 @@ def _follow(kind: Kind, shell: Shell, found: kopf.OperatorRegistry) -> None:
     async def take_in(event: Any, **_: Any) -> None:
         change = shell.cache.delete if event["type"] == "DELETED" else shell.cache.put
         key = change(kind, event["object"])
+        shell.told(kind.name, event["object"]["metadata"]["namespace"])
         if key is not None:
             shell.wake(key)
 

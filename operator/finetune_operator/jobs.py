@@ -31,17 +31,32 @@ def _control_one(memory: Memory, job: Body) -> bool:
         return True
     if pod is not None and not Pod.parse(pod).ended:
         return False
-    succeeded = pod is not None and Pod.parse(pod).phase == "Succeeded"
-    memory.update({**job, "status": _end(succeeded=succeeded, now=memory.clock())})
+    memory.update({**job, "status": _end(job, Pod.parse(pod) if pod else None, now=memory.clock())})
     return True
 
 
-def _end(*, succeeded: bool, now: datetime) -> Object:
-    kind = "Complete" if succeeded else "Failed"
-    reason = "CompletionsReached" if succeeded else "BackoffLimitExceeded"
-    message = "" if succeeded else "Job has reached the specified backoff limit"
+def _end(job: Body, pod: Pod | None, *, now: datetime) -> Object:
+    succeeded = pod is not None and pod.phase == "Succeeded"
+    kind, (reason, message) = ("Complete", _COMPLETE) if succeeded else ("Failed", _failed(job, pod))
     condition = {"type": kind, "status": "True", "reason": reason, "message": message, "lastTransitionTime": stamp(now)}
     return {"active": 0, "succeeded" if succeeded else "failed": 1, "conditions": [condition]}
+
+
+_COMPLETE = ("CompletionsReached", "")
+
+
+def _failed(job: Body, pod: Pod | None) -> tuple[str, str]:
+    """Reason and message: of the first rule that the pod meets."""
+    for index, rule in enumerate((job["spec"].get("podFailurePolicy") or {}).get("rules", ())):
+        if pod is not None and _meets(pod, rule):
+            return "PodFailurePolicy", f"Pod {pod.name} met what it met, matching FailJob rule at index {index}"
+    return "BackoffLimitExceeded", "Job has reached the specified backoff limit"
+
+
+def _meets(pod: Pod, rule: Body) -> bool:
+    if "onExitCodes" in rule:
+        return pod.exit_code in rule["onExitCodes"]["values"]
+    return bool(pod.disrupted)
 
 
 def _pod(job: Body) -> Object:
@@ -98,7 +113,7 @@ def _finish(memory: Memory, ref: Ref, pod: Object) -> None:
     memory.update(pod)
     if "deletionTimestamp" in pod["metadata"]:
         control(memory)
-        memory.delete(ref)
+        memory.delete_object(ref)
 
 
 def _disruption(reason: str) -> dict[str, Any]:

@@ -61,7 +61,7 @@ class Session:
             settings=self._settings,
             trainer=trainer,
         )
-        self._reconcile = Reconciler(self._memory, settings=self._settings, clock=_now)
+        self._reconcile = Reconciler(self._memory, line=self._memory.line, settings=self._settings, clock=_now)
         self._changed = asyncio.Event()
         self._signal: signal.Signals | None = None
 
@@ -76,7 +76,8 @@ class Session:
                 finally:
                     await self._machine.stop()
                 jobs.control(self._memory)
-                await self._reconcile(self._key)  # once more, to record how a stopped trainer ended
+                if not self._is_over:
+                    await self._reconcile(self._key)  # once more, to record how a stopped trainer ended
         self._report()
         if self._signal is not None and not self._run.status.is_finished:
             return 128 + self._signal
@@ -84,9 +85,10 @@ class Session:
 
     async def _follow(self) -> None:
         """Reconcile whenever something has changed, as the work queue does in a cluster."""
-        while self._signal is None and not self._run.status.is_finished:
+        while self._signal is None and not self._is_over:
             self._changed.clear()
             delay = await self._reconcile(self._key)
+            self._memory.collect_garbage()
             jobs.control(self._memory)
             self._machine.look()
             with contextlib.suppress(TimeoutError):
@@ -128,6 +130,11 @@ class Session:
             self._console.show(self._run)
 
     @property
+    def _is_over(self) -> bool:
+        """Whether nothing more happens: it has ended, or the file says that it is to wait."""
+        return self._run.status.is_finished or self._run.status.phase == Phase.SUSPENDED
+
+    @property
     def _body(self) -> Object:
         found = self._memory.get(Ref.run(self._key))
         assert found is not None, "nobody deletes the run"
@@ -147,6 +154,8 @@ class Session:
             pod = status.failure.pod
             log = f"\nIts log: {self._machine.log_path(pod)}" if pod else ""
             self._console.say(f"{status.failure.reason}: {status.failure.message}{log}")
+        elif self._run.status.phase == Phase.SUSPENDED:
+            self._console.say("It is suspended: set spec.suspend to false and start it again.")
         else:
             self._console.say("Start it again to go on from the newest checkpoint.")
 
@@ -171,12 +180,13 @@ class Record:
             yield
 
     def read(self) -> Object:
-        """The run to go on with: the one that was begun, or a new one if there is none or it failed."""
+        """The run to go on with: the one that was begun; a new one if there is none, or it failed or was canceled."""
         new: Object = self._found.run | {"metadata": self._found.run["metadata"] | {"uid": self._found.uid}}
         if not self._path.exists():
             return new
         old: Object = json.loads(self._path.read_text(encoding="utf-8"))
-        return new if old["status"].get("phase") == Phase.FAILED else old
+        over = old["status"].get("phase") in (Phase.FAILED, Phase.CANCELED)
+        return new if over else old | {"spec": new["spec"]}
 
     def write(self, body: Object) -> None:
         """Keep it; whole or not at all."""

@@ -58,6 +58,7 @@ class Machine:
         self._trainer = tuple(trainer)
         self._tasks: dict[Ref, asyncio.Task[None]] = {}
         self._processes: dict[Ref, PodProcess] = {}
+        self._ends: dict[Ref, asyncio.Task[processes.Exit]] = {}
         self._stopping = False
 
     def unable(self, job: Body) -> Iterator[UserError]:
@@ -92,11 +93,13 @@ class Machine:
         return self._volumes / ".logs" / f"{pod}.log"
 
     def look(self) -> None:
-        """Run the pods that are pending."""
+        """Run the pods that are pending, and stop those that are being deleted."""
         for body in self._memory.all(POD):
-            ref = Ref.of(body)
-            if ref not in self._tasks and Pod.parse(body).phase == "Pending" and not self._stopping:
+            ref, pod = Ref.of(body), Pod.parse(body)
+            if ref not in self._tasks and pod.phase == "Pending" and not self._stopping:
                 self._tasks[ref] = asyncio.create_task(self._run(ref, body))
+            elif pod.deletion is not None and ref in self._processes and ref not in self._ends:
+                self._ends[ref] = asyncio.create_task(self._processes[ref].terminate())
 
     async def stop(self, *, grace_seconds: float | None = None) -> None:
         """End every process: SIGTERM, and SIGKILL after the pod's grace period or this one. Reports their ends."""
@@ -182,7 +185,13 @@ class Machine:
         return Mount(target=target, source=folder, read_only=read_only)
 
 
-_FIELDS = {"run": "spec.storage.claimName", "data": "spec.dataset.train.uri", "model": "spec.model.uri"}
+_FIELDS = {
+    "run": "spec.storage.claimName",
+    "data": "spec.dataset.train.uri",
+    "eval": "spec.dataset.eval.uri",
+    "model": "spec.model.uri",
+    "adapter": "spec.model.uri",
+}
 """The field that asks for a volume."""
 
 

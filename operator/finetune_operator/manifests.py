@@ -4,16 +4,23 @@ What a Job may do is decided here and nowhere else: it passes Pod Security `rest
 credential, and mounts nothing but what the run names in its own namespace.
 """
 
+import math
+import re
+from collections.abc import Iterator
 from datetime import UTC
 from typing import Any, Literal
 
 from finetune_api.compute import ClaimTemplate, Resources, Retain
-from finetune_api.snapshot import PORT, EventType
-from finetune_api.spec import FineTuneRunSpec
-from finetune_api.status import RunEvent
+from finetune_api.credentials import STORE_KEYS
+from finetune_api.data import EvalData
+from finetune_api.snapshot import FINAL_CODES, PORT, EventType, ExitCode
+from finetune_api.spec import FineTuneRunSpec, OnHang
+from finetune_api.status import ResolvedModel, RunEvent
 from finetune_api.trainer_config import (
+    ADAPTER_MOUNT,
     CONFIG_VARIABLE,
     DATA_MOUNT,
+    EVAL_MOUNT,
     MODEL_MOUNT,
     RUN_MOUNT,
     TOKEN_VARIABLE,
@@ -36,8 +43,14 @@ CACHE_MOUNT = "/mnt/cache"
 HUB_VARIABLE = "HF_HOME"
 """Where the hub's library keeps what it downloads."""
 SHARED_MEMORY = "/dev/shm"  # noqa: S108 - what PyTorch calls it
+DISRUPTION = "DisruptionTarget"
+_FAILURE_RULES: tuple[ExitCode | str, ...] = (*sorted(FINAL_CODES), DISRUPTION, ExitCode.STOPPED, ExitCode.STORAGE)
+"""Ends of a pod that its Job's own condition tells apart, by their place here. A Job without retries fails anyway; but
+its pod may be gone, as after an eviction, before the operator sees how it ended.
+"""
 GRACE_SECONDS = 300
 """Between SIGTERM and SIGKILL: a step and a save must fit in."""
+_PROBE_SECONDS = 10
 _USER = 65532
 """The `nonroot` user of common base images."""
 
@@ -82,6 +95,7 @@ def job(run: Run, *, attempt: int, settings: Settings) -> Manifest:
             "completions": 1,
             "parallelism": 1,
             "podReplacementPolicy": "Failed",
+            "podFailurePolicy": {"rules": [_failure_rule(rule) for rule in _FAILURE_RULES]},
             "template": {
                 "metadata": {
                     "labels": names.labels(run.metadata.name, attempt=attempt),
@@ -112,7 +126,7 @@ def event(run: Run, entry: RunEvent) -> Manifest:
         },
         "reason": "".join(word.capitalize() for word in entry.type.split("_")),
         "message": entry.message,
-        "type": "Warning" if entry.type in (EventType.FAILED, EventType.RESTARTED) else "Normal",
+        "type": "Warning" if entry.type in (EventType.FAILED, EventType.RESTARTED, EventType.HUNG) else "Normal",
         "firstTimestamp": time,
         "lastTimestamp": time,
         "count": 1,
@@ -121,20 +135,28 @@ def event(run: Run, entry: RunEvent) -> Manifest:
 
 
 def trainer_config(run: Run, *, attempt: int) -> TrainerConfig:
-    """What the trainer is told: the spec with every place resolved to a path in its container."""
-    spec = _spec(run)
+    """What the trainer is told: the spec, and where in its container each volume lies; the rest it fetches itself."""
+    spec, model = _spec(run), _model(run)
     dataset = spec.dataset
     return TrainerConfig(
         run=RunIdentity(
             namespace=run.metadata.namespace, name=run.metadata.name, uid=run.metadata.uid, attempt=attempt
         ),
-        model=ModelSource(uri=spec.model.uri, path=_model_path(spec), trust_remote_code=spec.model.trust_remote_code),
+        model=ModelSource(
+            uri=model.uri,
+            path=_path(model.uri, MODEL_MOUNT),
+            adapter_uri=model.adapter_uri,
+            adapter_path=_path(model.adapter_uri, ADAPTER_MOUNT) if model.adapter_uri else None,
+            trust_remote_code=spec.model.trust_remote_code,
+        ),
         task=spec.task,
         dataset=DataConfig(
-            train=DataSource(uri=dataset.train.uri, path=_data_path(dataset.train.uri)),
+            train=DataSource(uri=dataset.train.uri, path=_path(dataset.train.uri, DATA_MOUNT)),
+            eval=_evaluation(dataset.eval) if dataset.eval else None,
             format=dataset.format,
             columns=dataset.columns,
             template=dataset.template,
+            streaming=dataset.streaming,
         ),
         method=spec.method,
         training=spec.training,
@@ -194,7 +216,9 @@ def _pod_spec(run: Run, *, attempt: int, settings: Settings) -> Manifest:
 
 def _container(run: Run, *, attempt: int, settings: Settings) -> Manifest:
     spec = _spec(run)
+    restarts = spec.recovery.on_hang == OnHang.RESTART
     return {
+        **({"livenessProbe": _probe(spec.recovery.hang_timeout_seconds)} if restarts else {}),
         "name": names.TRAINER_CONTAINER,
         "image": spec.trainer.image or settings.trainer_image,
         "env": _environment(run, attempt=attempt),
@@ -210,18 +234,62 @@ def _container(run: Run, *, attempt: int, settings: Settings) -> Manifest:
     }
 
 
+def _failure_rule(rule: ExitCode | str) -> Manifest:
+    if not isinstance(rule, ExitCode):
+        return {"action": "FailJob", "onPodConditions": [{"type": rule, "status": "True"}]}
+    codes = {"containerName": names.TRAINER_CONTAINER, "operator": "In", "values": [rule.value]}
+    return {"action": "FailJob", "onExitCodes": codes}
+
+
+def failure_rule(message: str) -> ExitCode | str | None:
+    """Which rule a Job's condition speaks of: the exit code that a pod ended with, or DISRUPTION."""
+    found = re.search(r" matching FailJob rule at index (\d+)$", message)
+    return _FAILURE_RULES[int(found[1])] if found and int(found[1]) < len(_FAILURE_RULES) else None
+
+
+def _probe(hang_timeout_seconds: int) -> Manifest:
+    """Ends a trainer that doesn't even answer any more: the node tells that better than an operator far away."""
+    failures = math.ceil(hang_timeout_seconds / _PROBE_SECONDS)
+    probe = {"httpGet": {"path": "/healthz", "port": PORT}, "timeoutSeconds": 5}
+    return probe | {"periodSeconds": _PROBE_SECONDS, "failureThreshold": failures}
+
+
 def _environment(run: Run, *, attempt: int) -> list[Manifest]:
     config = trainer_config(run, attempt=attempt).encode()
     found: list[Manifest] = [
         {"name": CONFIG_VARIABLE, "value": config.replace("$", "$$")},  # the kubelet expands $(NAME), and makes $$ a $
         {"name": "TMPDIR", "value": CACHE_MOUNT},
         {"name": HUB_VARIABLE, "value": f"{CACHE_MOUNT}/huggingface"},
+        {"name": "XDG_CACHE_HOME", "value": CACHE_MOUNT},
     ]
-    credentials = _spec(run).model.credentials
-    if credentials is not None:
-        reference = {"secretKeyRef": {"name": credentials.secret_name, "key": "token"}}
-        found.append({"name": TOKEN_VARIABLE, "valueFrom": reference})
+    found += _credentials(_spec(run))
     return found
+
+
+def _credentials(spec: FineTuneRunSpec) -> list[Manifest]:
+    """Each variable once: what is for the model comes first."""
+    found: list[Manifest] = []
+    if spec.model.credentials is not None:
+        secret = spec.model.credentials.secret_name
+        if Uri.parse(spec.model.uri).scheme == Scheme.HUB:
+            found.append(_from_secret(TOKEN_VARIABLE, secret, "token"))
+        else:
+            found += _store_keys(secret)
+    if spec.dataset.credentials is not None:
+        there = {entry["name"] for entry in found}
+        more = _store_keys(spec.dataset.credentials.secret_name)
+        found += [entry for entry in more if entry["name"] not in there]
+    return found
+
+
+def _store_keys(secret: str) -> list[Manifest]:
+    return [_from_secret(key, secret, key, optional=True) for key in STORE_KEYS]
+
+
+def _from_secret(variable: str, secret: str, key: str, *, optional: bool = False) -> Manifest:
+    """Read by the kubelet, never by the operator."""
+    reference: Manifest = {"name": secret, "key": key} | ({"optional": True} if optional else {})
+    return {"name": variable, "valueFrom": {"secretKeyRef": reference}}
 
 
 def _resources(resources: Resources) -> Manifest:
@@ -242,16 +310,25 @@ def _mounts(run: Run) -> list[tuple[Manifest, Manifest]]:
     found = [
         ({"name": "run", "persistentVolumeClaim": {"claimName": claim_name(run)}}, run_mount),
         ({"name": "cache", "emptyDir": {}}, {"name": "cache", "mountPath": CACHE_MOUNT}),
-        _source("data", spec.dataset.train.uri, DATA_MOUNT),
     ]
-    if _model_path(spec) is not None:
-        found.append(_source("model", spec.model.uri, MODEL_MOUNT))
+    found += [_source(name, uri, mount) for name, uri, mount in _sources(run) if _path(uri, mount) is not None]
     if spec.resources.shared_memory is not None:
         memory = {"medium": "Memory", "sizeLimit": spec.resources.shared_memory}
         found.append(
             ({"name": "shared-memory", "emptyDir": memory}, {"name": "shared-memory", "mountPath": SHARED_MEMORY})
         )
     return found
+
+
+def _sources(run: Run) -> Iterator[tuple[str, str, str]]:
+    """Name, URI and mount of all that is read."""
+    spec, model = _spec(run), _model(run)
+    yield "data", spec.dataset.train.uri, DATA_MOUNT
+    if spec.dataset.eval is not None:
+        yield "eval", spec.dataset.eval.uri, EVAL_MOUNT
+    yield "model", model.uri, MODEL_MOUNT
+    if model.adapter_uri is not None:
+        yield "adapter", model.adapter_uri, ADAPTER_MOUNT
 
 
 def _source(name: str, uri: str, path: str) -> tuple[Manifest, Manifest]:
@@ -264,14 +341,22 @@ def _source(name: str, uri: str, path: str) -> tuple[Manifest, Manifest]:
     return {"name": name, "persistentVolumeClaim": {"claimName": place.name}}, mount
 
 
-def _data_path(uri: str) -> str:
-    return f"{DATA_MOUNT}/{Uri.parse(uri).path}"
+def _path(uri: str, mount: str) -> str | None:
+    """Where a volume's `uri` is mounted; None for what the trainer fetches itself, or can't read either and says so."""
+    try:
+        place = Uri.parse(uri)
+    except ValueError:
+        return None
+    return f"{mount}/{place.path}".rstrip("/") if place.scheme in (Scheme.CLAIM, Scheme.CONFIG_MAP) else None
 
 
-def _model_path(spec: FineTuneRunSpec) -> str | None:
-    """None for a model of the hub, which the trainer loads itself."""
-    place = Uri.parse(spec.model.uri)
-    return f"{MODEL_MOUNT}/{place.path}".rstrip("/") if place.scheme == Scheme.CLAIM else None
+def _evaluation(data: EvalData) -> DataSource:
+    return DataSource(uri=data.uri, path=_path(data.uri, EVAL_MOUNT), max_samples=data.max_samples)
+
+
+def _model(run: Run) -> ResolvedModel:
+    """As it was resolved when the run began."""
+    return run.status.model or ResolvedModel(uri=_spec(run).model.uri)
 
 
 def _device(resources: Resources) -> Literal["Auto", "CPU"]:

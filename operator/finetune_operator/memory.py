@@ -13,16 +13,19 @@ from typing import Any, NamedTuple
 
 from finetune_api.snapshot import Snapshot
 from finetune_api.status import FineTuneRunStatus
-from finetune_operator import kinds, names
+from finetune_operator import kinds, names, sources
+from finetune_operator.admission import Line
 from finetune_operator.children import Body, Claim, Job, Pod
 from finetune_operator.errors import ConflictError, ExistsError, GoneError, RefusedError, TakenError
 from finetune_operator.names import Key
+from finetune_operator.settings import Limits
 from finetune_operator.world import ChildWarning, Run, World
 
 Object = dict[str, Any]
 
 RUN, JOB, POD, CLAIM = (kind.name for kind in kinds.KINDS)
 EVENT, CONFIG_MAP = "Event", "ConfigMap"
+_NO_LIMITS = Limits()
 
 
 class Ref(NamedTuple):
@@ -49,8 +52,10 @@ def stamp(time: datetime) -> str:
 class Memory:
     """The objects of one cluster; as far as `reconcile` can tell, Kubernetes."""
 
-    def __init__(self, *, clock: Callable[[], datetime]) -> None:
+    def __init__(self, *, clock: Callable[[], datetime], limits: Limits = _NO_LIMITS) -> None:
         self.clock = clock
+        self.line = Line(limits)
+        """Whose turn it is; follows what is kept here."""
         self.snapshots: dict[Key, Snapshot] = {}
         """What the trainers last answered."""
         self.refuse: Callable[[Body], str | None] = lambda _: None
@@ -94,7 +99,7 @@ class Memory:
         new["metadata"]["generation"] = old["metadata"]["generation"] + (1 if changed else 0)
         return self._keep(ref, new)
 
-    def delete(self, ref: Ref) -> None:
+    def delete_object(self, ref: Ref) -> None:
         """Delete an object; not what it owns. A pod whose container runs stays until that has ended."""
         body = self._objects.get(ref)
         if body is None:
@@ -105,6 +110,7 @@ class Memory:
                 self._keep(ref, body | {"metadata": metadata})
             return
         del self._objects[ref]
+        self.line.leave(body["metadata"]["uid"])
         self.on_change(ref)
 
     def collect_garbage(self) -> bool:
@@ -113,17 +119,19 @@ class Memory:
         lost = [ref for ref, body in self._objects.items() if _owners(body) and not _owners(body) & uids]
         lost = [ref for ref in lost if "deletionTimestamp" not in self._objects[ref]["metadata"]]
         for ref in lost:
-            self.delete(ref)
+            self.delete_object(ref)
         return bool(lost)
 
     def _keep(self, ref: Ref, body: Object) -> Object:
         self._version += 1
         body["metadata"]["resourceVersion"] = str(self._version)
         self._objects[ref] = body
+        if ref.kind == RUN:
+            self.line.see(Run.parse(body))
         self.on_change(ref)
         return copy.deepcopy(body)
 
-    async def observe(self, key: Key, *, fresh: bool) -> World | None:  # noqa: ARG002 - nothing is cached here
+    async def observe(self, key: Key, *, fresh: bool, now: datetime) -> World | None:  # noqa: ARG002 - nothing is cached here
         """All that is known of a run, None if there is no such run."""
         body = self._objects.get(Ref.run(key))
         if body is None:
@@ -131,11 +139,17 @@ class Memory:
         run = Run.parse(body)
         return World(
             run=run,
+            now=now,
+            model=sources.resolve(run, lambda name: self._run(Key(key.namespace, name))),
             jobs=tuple(Job.parse(job) for job in self._children(kinds.JOB, run)),
             pods=tuple(Pod.parse(pod) for pod in self._children(kinds.POD, run)),
             claim=next((Claim.parse(claim) for claim in self._children(kinds.CLAIM, run)), None),
             snapshot=self.snapshots.get(key),
         )
+
+    def _run(self, key: Key) -> Run | None:
+        body = self._objects.get(Ref.run(key))
+        return Run.parse(body) if body else None
 
     def _children(self, kind: kinds.Kind, run: Run) -> Iterator[Body]:
         return (body for body in self.all(kind.name) if kinds.run_uid(kind, body) == run.metadata.uid)
@@ -162,6 +176,21 @@ class Memory:
             self.add(manifest)
         elif _run_uid(there) != run.metadata.uid:
             raise TakenError(f"{there['kind']} {there['metadata']['name']} is there already, and isn't this run's")
+
+    async def delete(self, run: Run, child: Job | Pod) -> None:
+        """Delete exactly this child."""
+        ref = Ref(JOB if isinstance(child, Job) else POD, run.metadata.namespace, child.name)
+        if (self._objects.get(ref) or {"metadata": {}})["metadata"].get("uid") == child.uid:
+            self.delete_object(ref)
+
+    async def delete_run(self, run: Run) -> None:
+        """Delete exactly the version of the run that was read."""
+        there = self._objects.get(Ref.run(run.key))
+        if there is None or there["metadata"]["uid"] != run.metadata.uid:
+            return
+        if there["metadata"]["resourceVersion"] != run.metadata.resource_version:
+            raise ConflictError(f"{run.key} has changed since it was read")
+        self.delete_object(Ref.run(run.key))
 
     async def write_status(self, run: Run, new: FineTuneRunStatus) -> Run:
         """Replace the status of exactly the version that was read."""

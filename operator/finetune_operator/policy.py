@@ -1,19 +1,24 @@
 """What is to be done with a run now: an ordered tuple of checks, of which the first that has an answer decides. Pure.
 
 Read CHECKS at the end as the table of contents. A check looks at one World and never at a clock of its own.
+
+What ends an attempt before its time is recorded before anything is deleted, in the spec (suspend, cancel) or in
+`status.failure`, so that a restarted operator goes on as the one before would have.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import timedelta
 from enum import Enum, auto
 
 from finetune_api.fields import cut
 from finetune_api.snapshot import FINAL_CODES, REASONS, ExitCode
-from finetune_api.spec import MANAGED_BY
+from finetune_api.spec import MANAGED_BY, OnHang
 from finetune_api.status import Failure
-from finetune_operator import support
-from finetune_operator.children import Pod
-from finetune_operator.world import World
+from finetune_operator import hang, manifests, support
+from finetune_operator.children import Job, Pod
+from finetune_operator.errors import UserError
+from finetune_operator.world import World, paused
 
 INVALID = "Invalid"
 """The spec breaks a rule of the API."""
@@ -29,6 +34,19 @@ OUT_OF_MEMORY = "OutOfMemory"
 """The kernel killed the trainer for want of memory."""
 DISRUPTED = "Disrupted"
 """The pod was evicted, preempted, or its node went away."""
+MODEL_NOT_FOUND = "ModelNotFound"
+"""`spec.model.uri` names a run that isn't there, hasn't finished, or has nothing to start from."""
+LIMIT_EXCEEDED = "LimitExceeded"
+"""The run asks for more devices than all runs together may use."""
+DEADLINE_EXCEEDED = "DeadlineExceeded"
+"""The run was active for longer than spec.activeDeadlineSeconds."""
+HUNG = "Hung"
+"""The training made no step any more."""
+
+HANG_RESTARTS = 3
+"""Attempts in a row without a newer checkpoint that may be ended because they hung."""
+_ENDED_EARLY = frozenset({HUNG, DEADLINE_EXCEEDED})
+"""Reasons for which the operator itself ends an attempt, once they are recorded."""
 
 
 class Action(Enum):
@@ -38,14 +56,24 @@ class Action(Enum):
     """Nothing, not even a look."""
     REST = auto()
     """Nothing: the run has ended."""
+    DELETE = auto()
+    """Delete the run: its time after the end is over."""
     REFUSE = auto()
     """End the run before it begins, and say why."""
+    WAIT = auto()
+    """Tell what the run waits for: its turn hasn't come."""
     BEGIN = auto()
     """Record a new attempt in the status; its Job is created once that is written."""
     CREATE = auto()
     """Create the claim and the Job of the recorded attempt."""
     FOLLOW = auto()
     """Report what the attempt does."""
+    STOP = auto()
+    """End the attempt before its time: the trainer saves a checkpoint, and its devices become free."""
+    PAUSE = auto()
+    """Record that the run is paused, nothing of it runs."""
+    CANCEL = auto()
+    """End the run at its user's wish."""
     SUCCEED = auto()
     """End the run: the model is there."""
     FAIL = auto()
@@ -56,12 +84,14 @@ class Action(Enum):
 class Decision:
     """An action and its reason.
 
-    `failure` says what ended the attempt, where one did; `counted` whether that uses up a restart without progress.
+    `failure` says what ended the attempt, where one did; `counted` whether that uses up a restart without progress;
+    `hung` why it seems to hang.
     """
 
     action: Action
     failure: Failure | None = None
     counted: bool = False
+    hung: str = ""
 
 
 Check = Callable[[World], Decision | None]
@@ -81,6 +111,16 @@ def ignore_runs_of_others(world: World) -> Decision | None:
     return Decision(action=Action.IGNORE) if other or world.run.metadata.deletion_timestamp else None
 
 
+def delete_what_has_outlived_its_time(world: World) -> Decision | None:
+    due = expires(world)
+    return Decision(action=Action.DELETE) if due is not None and due <= timedelta() else None
+
+
+def end_what_outlived_its_run(world: World) -> Decision | None:
+    """A create that was still on its way when its operator died may arrive after the run has ended."""
+    return Decision(action=Action.STOP) if world.run.status.is_finished and _runs(world) else None
+
+
 def leave_finished_runs_alone(world: World) -> Decision | None:
     return Decision(action=Action.REST) if world.run.status.is_finished else None
 
@@ -89,30 +129,20 @@ def refuse_what_cannot_be_read(world: World) -> Decision | None:
     """A run that has begun goes on: it was accepted once, by an API that has changed since."""
     if world.run.problem is None or world.attempt > 0:
         return None
-    return Decision(action=Action.REFUSE, failure=Failure(reason=INVALID, message=cut(str(world.run.problem))))
+    return _refuse(INVALID, str(world.run.problem))
 
 
 def refuse_what_is_not_built(world: World) -> Decision | None:
     if world.attempt > 0 or world.run.spec is None:
         return None
     found = [str(gap) for gap in support.gaps(world.run.spec)]
-    if not found:
+    return _refuse(NOT_SUPPORTED, "; ".join(found)) if found else None
+
+
+def refuse_a_model_that_is_not_there(world: World) -> Decision | None:
+    if world.attempt > 0 or not isinstance(world.model, UserError):
         return None
-    return Decision(action=Action.REFUSE, failure=Failure(reason=NOT_SUPPORTED, message=cut("; ".join(found))))
-
-
-def begin_the_first_attempt(world: World) -> Decision | None:
-    return Decision(action=Action.BEGIN) if world.attempt == 0 else None
-
-
-def create_what_was_recorded(world: World) -> Decision | None:
-    """A recorded attempt that never started has no Job only because creating it was interrupted.
-
-    Two trainers never share a volume: a pod that still runs is waited for, also one whose Job was deleted.
-    """
-    if world.job is None and world.started is None and all(pod.ended for pod in world.pods):
-        return Decision(action=Action.CREATE)
-    return None
+    return _refuse(MODEL_NOT_FOUND, str(world.model))
 
 
 def finish_with_a_model(world: World) -> Decision | None:
@@ -121,20 +151,88 @@ def finish_with_a_model(world: World) -> Decision | None:
     return Decision(action=Action.SUCCEED)
 
 
+def stop_what_must_end(world: World) -> Decision | None:
+    """Also a pod that was left over: what is paused or canceled runs nowhere."""
+    wanted = _canceled(world) or _suspended(world) or recorded(world) is not None
+    return Decision(action=Action.STOP) if wanted and _runs(world) else None
+
+
+def cancel(world: World) -> Decision | None:
+    return Decision(action=Action.CANCEL) if _canceled(world) else None
+
+
+def fail_after_the_deadline(world: World) -> Decision | None:
+    """One that was ended for it, or one that has no time left for another attempt."""
+    failure = recorded(world)
+    if failure is None and world.attempt > 0 and not _runs(world):
+        failure = _too_long(world)
+    if failure is None or failure.reason != DEADLINE_EXCEEDED:
+        return None
+    return Decision(action=Action.FAIL, failure=failure)
+
+
 def judge_an_attempt_that_failed(world: World) -> Decision | None:
     """Try again, unless the next attempt would end the same way or too many have ended without a newer checkpoint."""
-    lost = world.job is None and world.started is not None
-    if not lost and (world.job is None or not world.job.failed):
+    if paused(world.run) or _alive(world, world.attempt):
         return None
-    if _alive(world, world.attempt) or world.run.spec is None:
+    lost = world.job is None and world.started is not None
+    stopped = _suspended(world) and recorded(world) is None
+    if (not lost and (world.job is None or not world.job.failed)) or (lost and stopped):
         return None
     failure = what_failed(world)
-    counted = not _is_free(failure)
-    used = 0 if made_progress(world) else world.run.status.restarts_without_progress
-    limit = world.run.spec.recovery.max_restarts_without_progress
-    if failure.exit_code in FINAL_CODES or (counted and used >= limit):
+    if failure.exit_code in FINAL_CODES or _is_one_too_many(world, failure):
         return Decision(action=Action.FAIL, failure=failure)
-    return Decision(action=Action.BEGIN, failure=failure, counted=counted)
+    action = Action.PAUSE if _suspended(world) else Action.BEGIN
+    return Decision(action=action, failure=failure, counted=not _is_free(world, failure))
+
+
+def pause(world: World) -> Decision | None:
+    return Decision(action=Action.PAUSE) if _suspended(world) else None
+
+
+def refuse_what_never_fits(world: World) -> Decision | None:
+    return _refuse(LIMIT_EXCEEDED, f"spec.resources {world.turn.never}") if world.turn.never else None
+
+
+def wait_for_its_turn(world: World) -> Decision | None:
+    between = world.attempt == 0 or paused(world.run)
+    return Decision(action=Action.WAIT) if between and not world.turn.admitted else None
+
+
+def begin(world: World) -> Decision | None:
+    """The first attempt, or the next one of a run that was paused."""
+    return Decision(action=Action.BEGIN) if world.attempt == 0 or paused(world.run) else None
+
+
+def create_what_was_recorded(world: World) -> Decision | None:
+    """A recorded attempt that never started has no Job only because creating it was interrupted.
+
+    Two trainers never share a volume: a pod that still runs is waited for, also one whose Job was deleted.
+    """
+    if world.job is not None or world.started is not None or world.live_pods:
+        return None
+    if world.run.spec is None:
+        failure = Failure(reason=INVALID, message=cut(str(world.run.problem)), attempt=world.attempt)
+        return Decision(action=Action.FAIL, failure=failure)
+    return Decision(action=Action.CREATE)
+
+
+def end_what_runs_too_long(world: World) -> Decision | None:
+    """Recorded first; once it is, stop_what_must_end follows."""
+    failure = _too_long(world)
+    return Decision(action=Action.FOLLOW, failure=failure) if failure else None
+
+
+def notice_a_hang(world: World) -> Decision | None:
+    """Told; or, where that is asked for, recorded as the attempt's end, and stop_what_must_end follows."""
+    if world.run.spec is None:
+        return None
+    recovery = world.run.spec.recovery
+    found = hang.why(world, timeout=timedelta(seconds=recovery.hang_timeout_seconds))
+    if found is None:
+        return None
+    restart = recovery.on_hang == OnHang.RESTART
+    return Decision(action=Action.FOLLOW, hung=found, failure=_early(world, HUNG, found) if restart else None)
 
 
 def follow(world: World) -> Decision | None:
@@ -145,30 +243,123 @@ def follow(world: World) -> Decision | None:
 
 CHECKS: tuple[Check, ...] = (
     ignore_runs_of_others,
+    delete_what_has_outlived_its_time,
+    end_what_outlived_its_run,
     leave_finished_runs_alone,
     refuse_what_cannot_be_read,
     refuse_what_is_not_built,
-    begin_the_first_attempt,
-    create_what_was_recorded,
+    refuse_a_model_that_is_not_there,
     finish_with_a_model,
+    stop_what_must_end,
+    cancel,
+    fail_after_the_deadline,
     judge_an_attempt_that_failed,
+    pause,
+    refuse_what_never_fits,
+    wait_for_its_turn,
+    begin,
+    create_what_was_recorded,
+    end_what_runs_too_long,
+    notice_a_hang,
     follow,
 )
 
 
+def has_time_to_live(world: World) -> bool:
+    """Whether the run is to be deleted some time after its end."""
+    return world.run.spec is not None and world.run.spec.ttl_seconds_after_finished is not None
+
+
+def expires(world: World) -> timedelta | None:
+    """Time until a run that has ended is deleted; None for never."""
+    seconds = world.run.spec.ttl_seconds_after_finished if world.run.spec else None
+    end = world.run.status.completion_time
+    if seconds is None or end is None or not world.run.status.is_finished:
+        return None
+    return timedelta(seconds=seconds) - (world.now - end)
+
+
+def time_left(world: World) -> timedelta | None:
+    """Time until the run was active for too long; None for never."""
+    limit = world.run.spec.active_deadline_seconds if world.run.spec else None
+    return None if limit is None else timedelta(seconds=max(limit - world.active_seconds, -1))
+
+
+def recorded(world: World) -> Failure | None:
+    """The reason for which the operator ends the newest attempt, once it is written down."""
+    failure = world.run.status.failure
+    mine = failure is not None and failure.attempt == world.attempt
+    return failure if mine and is_early(failure) else None
+
+
+def is_early(failure: Failure | None) -> bool:
+    """Whether it is the operator that ends the attempt, and not a trainer that speaks of the like."""
+    return failure is not None and failure.exit_code is None and failure.reason in _ENDED_EARLY
+
+
+def _canceled(world: World) -> bool:
+    return world.run.spec is not None and world.run.spec.cancel
+
+
+def _suspended(world: World) -> bool:
+    return world.run.spec is not None and world.run.spec.suspend
+
+
+def _refuse(reason: str, message: str) -> Decision:
+    return Decision(action=Action.REFUSE, failure=Failure(reason=reason, message=cut(message)))
+
+
+def _early(world: World, reason: str, message: str) -> Failure:
+    pod = world.pod.name if world.pod else None
+    return Failure(reason=reason, message=cut(message), pod=pod, attempt=world.attempt)
+
+
+def _too_long(world: World) -> Failure | None:
+    left, spec = time_left(world), world.run.spec
+    if left is None or left > timedelta() or spec is None:
+        return None
+    limit = spec.active_deadline_seconds
+    message = f"The run was active for {round(world.active_seconds)} s; spec.activeDeadlineSeconds is {limit}"
+    return _early(world, DEADLINE_EXCEEDED, message)
+
+
+def _runs(world: World) -> bool:
+    """Whether something of the run may still work."""
+    return (world.job is not None and not world.job.ended) or bool(world.live_pods)
+
+
+def _is_one_too_many(world: World, failure: Failure) -> bool:
+    if _is_free(world, failure) or world.run.spec is None:
+        return world.run.spec is None
+    progressed = made_progress(world)
+    status = world.run.status
+    used = 0 if progressed else status.restarts_without_progress
+    hung = 0 if progressed else status.hang_restarts
+    too_often = used >= world.run.spec.recovery.max_restarts_without_progress
+    return too_often or (failure.reason == HUNG and hung >= HANG_RESTARTS)
+
+
 def made_progress(world: World) -> bool:
-    """Whether the newest attempt saved a checkpoint."""
-    start, word = world.started, world.newest_snapshot
-    times = [checkpoint.time for checkpoint in world.run.status.checkpoints]
-    times += [checkpoint.time for checkpoint in (word.checkpoints if word else ())]
-    return start is not None and any(time >= start for time in times)
+    """Whether the newest attempt saved a checkpoint of a later step than all before it did."""
+    return newest_step(world) > world.run.status.earlier_step
+
+
+def newest_step(world: World) -> int:
+    """The last step that was saved, by any attempt."""
+    status, word = world.run.status, world.newest_snapshot
+    steps = [checkpoint.step for checkpoint in status.checkpoints]
+    steps += [checkpoint.step for checkpoint in (word.checkpoints if word else ())]
+    return max([status.earlier_step, *steps])
 
 
 def what_failed(world: World) -> Failure:
     """Why the newest attempt ended, from the pod's exit code and the trainer's last word."""
-    pod, word, recorded = world.pod, world.last_word, world.run.status.failure
+    pod, word, known = world.pod, world.last_word, world.run.status.failure
+    early = recorded(world)
+    if early is not None:
+        return early
     if pod is None or pod.exit_code is None:
-        return recorded if recorded and recorded.attempt == world.attempt else _without_a_word(world)
+        return known if known and known.attempt == world.attempt else _without_a_word(world)
     code = pod.exit_code
     error = word.error if word and word.error and word.error.exit_code == code else None
     where = f"Pod {pod.name} ended with exit code {code}"
@@ -176,22 +367,34 @@ def what_failed(world: World) -> Failure:
     return Failure(
         reason=_reason(pod, said=error.reason if error else ""),
         message=cut(f"{said} ({where})" if said else f"{where}{_hint(pod)}"),
-        exit_code=code,
+        exit_code=code if 0 <= code <= 255 else None,
         pod=pod.name,
         attempt=world.attempt,
     )
 
 
 def _without_a_word(world: World) -> Failure:
-    pod, job = world.pod, world.job
+    pod, job, code = world.pod, world.job, None
     if job is None:
         reason, message = JOB_LOST, "The attempt's Job was deleted while it ran"
     elif pod is not None:
         reason = DISRUPTED if pod.disrupted else POD_LOST
         message = f"Pod {pod.name} ended without an exit code: {pod.disrupted or pod.exit_reason or 'no reason given'}"
     else:
-        reason, message = POD_LOST, f"The attempt's pod is gone: {job.reason} {job.message}".strip()
-    return Failure(reason=reason, message=cut(message), pod=pod.name if pod else None, attempt=world.attempt)
+        reason, code, message = _from_the_job(job)
+    return Failure(
+        reason=reason, message=cut(message), exit_code=code, pod=pod.name if pod else None, attempt=world.attempt
+    )
+
+
+def _from_the_job(job: Job) -> tuple[str, ExitCode | None, str]:
+    """What a Job still knows of a pod that is gone: which rule of its podFailurePolicy the pod met."""
+    rule = manifests.failure_rule(job.message) if job.reason == "PodFailurePolicy" else None
+    if isinstance(rule, ExitCode):
+        return REASONS[rule], rule, f"The attempt's pod is gone; it had ended with exit code {rule}"
+    if rule == manifests.DISRUPTION:
+        return DISRUPTED, None, "The attempt's pod is gone: it was evicted or preempted, or its node went away"
+    return POD_LOST, None, f"The attempt's pod is gone: {job.reason} {job.message}".strip()
 
 
 def _reason(pod: Pod, *, said: str) -> str:
@@ -214,9 +417,10 @@ def _plain_last_word(pod: Pod) -> str:
     return "" if pod.last_word.startswith("{") else cut(pod.last_word, 500)
 
 
-def _is_free(failure: Failure) -> bool:
+def _is_free(world: World, failure: Failure) -> bool:
     """Whether the attempt ended through no fault of its own."""
-    return failure.exit_code == ExitCode.STOPPED or failure.reason in (DISRUPTED, JOB_LOST)
+    deleted = world.job is None and not is_early(failure)
+    return deleted or failure.exit_code == ExitCode.STOPPED or failure.reason == DISRUPTED
 
 
 def _alive(world: World, attempt: int) -> bool:

@@ -8,6 +8,7 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from datetime import UTC, datetime
 
 import aiohttp
 
@@ -87,7 +88,7 @@ class Poller:
             loop.call_later(pause, self._due.put_nowait, key)
 
     def _target(self, key: Key) -> Target | None:
-        world = self._cache.world(key)
+        world = self._cache.world(key, now=datetime.now(UTC))
         pod = world.pod if world and not world.run.status.is_finished else None
         if world is None or pod is None or pod.phase != "Running" or not pod.ip:
             return None

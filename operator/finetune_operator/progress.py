@@ -17,7 +17,18 @@ _KEPT_FIRST = 8
 """Of a history that is too long, so many are kept from its beginning."""
 IN_PLACE = frozenset({EventType.TRAIN_UPDATED, EventType.CHECKPOINT_SAVED})
 """Kinds of which only the newest is kept, at the place of the first."""
-PER_ATTEMPT = frozenset({EventType.STARTED, EventType.RESTARTED, EventType.RESUMED, EventType.QUEUED})
+RETOLD = IN_PLACE | {EventType.RESUMED}
+"""Kinds that say more the second time: the operator knows that a run goes on, its trainer later from where."""
+PER_ATTEMPT = frozenset(
+    {
+        EventType.STARTED,
+        EventType.RESTARTED,
+        EventType.RESUMED,
+        EventType.QUEUED,
+        EventType.SUSPENDED,
+        EventType.HUNG,
+    }
+)
 """Kinds that may happen once in each attempt; all others happen once in a run."""
 
 
@@ -35,9 +46,9 @@ def record(events: tuple[RunEvent, ...], happening: Happening) -> tuple[RunEvent
     """The history with `happening` in it, exactly once."""
     same = next((event for event in events if _is_same(event, happening)), None)
     if same is None:
-        sequence = events[-1].sequence + 1 if events else 1
+        sequence = max((event.sequence for event in events), default=0) + 1
         return _bounded((*events, _entry(sequence, happening)))
-    if happening.type not in IN_PLACE or (same.message == cut(happening.message) and same.attempt == happening.attempt):
+    if happening.type not in RETOLD or (same.message == cut(happening.message) and same.attempt == happening.attempt):
         return events
     return tuple(_entry(event.sequence, happening) if event is same else event for event in events)
 

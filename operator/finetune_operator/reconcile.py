@@ -5,12 +5,17 @@ on the word of a cache that a fresh read could contradict.
 """
 
 import logging
+import random
 from collections.abc import Callable, Mapping
-from datetime import datetime
+from dataclasses import replace
+from datetime import datetime, timedelta
 from typing import Any, Protocol
 
 from finetune_api.status import FineTuneRunStatus
-from finetune_operator import manifests, policy, status, waiting
+from finetune_operator import due, manifests, policy, status, waiting
+from finetune_operator.admission import Line
+from finetune_operator.budget import Budget
+from finetune_operator.children import Job, Pod
 from finetune_operator.errors import RefusedError, TakenError
 from finetune_operator.names import Key
 from finetune_operator.policy import Action, Decision
@@ -20,13 +25,14 @@ from finetune_operator.world import ChildWarning, Run, World
 log = logging.getLogger(__name__)
 
 _REFUSED_RETRY_SECONDS = 15.0
-_LATE_LOOK_SECONDS = 15.0
+_ONLY_LOOK = frozenset({Action.IGNORE, Action.REST, Action.WAIT, Action.FOLLOW})
+"""What needs no fresh read: nothing is created or ended by it."""
 
 
 class Cluster(Protocol):
     """Where runs and their children live. `cluster` is Kubernetes, `local` this machine."""
 
-    async def observe(self, key: Key, *, fresh: bool) -> World | None:
+    async def observe(self, key: Key, *, fresh: bool, now: datetime) -> World | None:
         """All that is known of a run, None if there is no such run; `fresh` reads it from the source."""
 
     async def warnings(self, world: World) -> tuple[ChildWarning, ...]:
@@ -36,6 +42,12 @@ class Cluster(Protocol):
         """Create a child; nothing if it is there. Raises TakenError if the name is another's, RefusedError if the
         API server won't have it.
         """
+
+    async def delete(self, run: Run, child: Job | Pod) -> None:
+        """Delete exactly this child, with its pods, giving them their grace period; nothing if it is gone."""
+
+    async def delete_run(self, run: Run) -> None:
+        """Delete exactly the version of the run that was read. Raises ConflictError; nothing if it is gone."""
 
     async def write_status(self, run: Run, new: FineTuneRunStatus) -> Run:
         """Replace the status of exactly the version that was read. Raises ConflictError or GoneError."""
@@ -47,40 +59,76 @@ class Cluster(Protocol):
 class Reconciler:
     """Brings one run to where it should be. Called with the same key by one worker at a time."""
 
-    def __init__(self, cluster: Cluster, *, settings: Settings, clock: Callable[[], datetime]) -> None:
+    def __init__(
+        self,
+        cluster: Cluster,
+        *,
+        line: Line,
+        settings: Settings,
+        clock: Callable[[], datetime],
+        jitter: Callable[[], float] = random.random,
+    ) -> None:
         self._cluster = cluster
+        self._line = line
         self._settings = settings
         self._clock = clock
-        self._written: dict[Key, datetime] = {}
+        self._jitter = jitter
+        self._budget = Budget(per_second=settings.progress_writes_per_second, clock=clock)
+        self._next_write: dict[Key, datetime] = {}
 
     async def __call__(self, key: Key) -> float | None:
         """One pass. Returns the seconds after which to look again even if nothing happens, None for no need.
 
         Raises TransientError for what is worth another try.
         """
-        world = await self._cluster.observe(key, fresh=False)
+        world = await self._observe(key, fresh=False)
         if world is None:
-            self._written.pop(key, None)
             return None
         decision = policy.decide(world)
-        if decision.action not in (Action.IGNORE, Action.REST, Action.FOLLOW):
-            world = await self._cluster.observe(key, fresh=True)
+        if decision.action not in _ONLY_LOOK and not _is_safe_unseen(world, decision):
+            world = await self._observe(key, fresh=True)
             if world is None:
                 return None
             decision = policy.decide(world)
         return await self._carry_out(world, decision)
 
+    async def _observe(self, key: Key, *, fresh: bool) -> World | None:
+        world = await self._cluster.observe(key, fresh=fresh, now=self._clock())
+        if world is None:
+            self._next_write.pop(key, None)
+            return None
+        return replace(world, turn=self._line.turn(world.run.metadata.uid))
+
     async def _carry_out(self, world: World, decision: Decision) -> float | None:
+        if decision.action == Action.DELETE:
+            await self._cluster.delete_run(world.run)
+            return None
+        if decision.action == Action.BEGIN:
+            self._line.reserve(world.run.metadata.uid)
         refusal = await self._create(world) if decision.action == Action.CREATE else None
-        now = self._clock()
-        if waiting.is_late(world, settings=self._settings, now=now):
+        if waiting.is_late(world, settings=self._settings):
             world = world.with_warnings(await self._cluster.warnings(world))
-        why = refusal or waiting.why(world, settings=self._settings, now=now)
-        new = status.compute(world, decision, waiting=why, settings=self._settings, now=now)
+        why = refusal or waiting.why(world, settings=self._settings)
+        new = status.compute(world, decision, waiting=why, settings=self._settings)
         delay = await self._report(world.run, new)
+        if decision.action == Action.STOP:
+            await self._stop(world)
         if refusal is not None:
             return _REFUSED_RETRY_SECONDS
-        return delay or self._next_look(world, decision, now)
+        next_look = due.next_look(world, decision, settings=self._settings)
+        if decision.action == Action.WAIT:
+            return next_look  # thousands may wait, and their place is no reason to hurry
+        return min((seconds for seconds in (delay, next_look) if seconds is not None), default=None)
+
+    async def _stop(self, world: World) -> None:
+        """End the Job, whose pods go with it; without one, the pods that were left over."""
+        if world.job is not None and not world.job.ended:
+            if not world.job.deleted:
+                await self._cluster.delete(world.run, world.job)
+            return
+        for pod in world.live_pods:
+            if pod.deletion is None:
+                await self._cluster.delete(world.run, pod)
 
     async def _create(self, world: World) -> waiting.Waiting | None:
         """Create claim and Job. What the API server refuses is something to wait for, and to tell."""
@@ -101,14 +149,20 @@ class Reconciler:
             return None
         now = self._clock()
         if status.material(new) == status.material(run.status):
-            since = now - self._written.get(run.key, datetime.min.replace(tzinfo=now.tzinfo))
-            left = self._settings.progress_write_seconds - since.total_seconds()
+            due_at = self._next_write.get(run.key)
+            left = (due_at - now).total_seconds() if due_at else 0.0
             if left > 0:
                 return left
+            if not self._budget.take():
+                return self._pause_between_writes()
         written = await self._cluster.write_status(run, new)
-        self._written[run.key] = now
+        self._next_write[run.key] = now + timedelta(seconds=self._pause_between_writes())
         await self._tell(written, before=run.status)
         return None
+
+    def _pause_between_writes(self) -> float:
+        """Jittered, so that runs that began together don't write together."""
+        return self._settings.progress_write_seconds * (0.9 + 0.2 * self._jitter())
 
     async def _tell(self, run: Run, *, before: FineTuneRunStatus) -> None:
         known = {event.sequence for event in before.events}
@@ -117,16 +171,7 @@ class Reconciler:
                 log.info("%s %s %s", run.key, event.type, event.message)
                 await self._cluster.post_event(manifests.event(run, event))
 
-    def _next_look(self, world: World, decision: Decision, now: datetime) -> float | None:
-        """A run that should be training by now, and isn't, is looked at again: what it waits for sends no event."""
-        if decision.action == Action.BEGIN:
-            return 0.0  # recorded, and now to be created; one's own write sends no event
-        if decision.action == Action.CREATE:
-            return self._settings.queued_seconds
-        if decision.action != Action.FOLLOW or world.job is None or (world.pod and world.pod.started):
-            return None
-        return (
-            _LATE_LOOK_SECONDS
-            if waiting.is_late(world, settings=self._settings, now=now)
-            else self._settings.queued_seconds
-        )
+
+def _is_safe_unseen(world: World, decision: Decision) -> bool:
+    """The record of a first attempt says nothing of children, and is taken only for the version that was read."""
+    return decision.action == Action.BEGIN and world.attempt == 0

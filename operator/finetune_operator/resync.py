@@ -18,6 +18,7 @@ from finetune_operator.settings import Settings
 log = logging.getLogger(__name__)
 
 _FIRST_PAUSE = 1.0
+_NEXT_PAUSE = 5.0
 
 
 class Resync:
@@ -31,17 +32,20 @@ class Resync:
         wake: Callable[[Key], None],
         done: Callable[[], None],
         settings: Settings,
+        found: Callable[[str, str], None] = lambda _kind, _namespace: None,
     ) -> None:
+        """`found` is told the kind and namespace of what has changed and no watch had told of, but by `first`."""
         self._connection = connection
         self._cache = cache
         self._wake = wake
         self._done = done
         self._settings = settings
-        self._last = time.monotonic()
+        self._found = found
+        self._last = self._moved = time.monotonic()
 
     def age(self) -> float:
-        """Seconds since the last one that went well."""
-        return time.monotonic() - self._last
+        """Seconds since the last one that went well, or since one that is under way got its last part."""
+        return time.monotonic() - max(self._last, self._moved)
 
     async def first(self) -> None:
         """The barrier before anything starts: returns once a full list has succeeded.
@@ -50,7 +54,7 @@ class Resync:
         """
         while True:
             try:
-                return await self.once()
+                return await self.once(found=lambda _kind, _namespace: None)
             except GoneError as error:
                 raise UserError("FineTuneRun", "is not known to this API server; kubectl apply -f crds/") from error
             except TransientError as error:
@@ -58,34 +62,46 @@ class Resync:
                 await asyncio.sleep(error.retry_after or _FIRST_PAUSE)
 
     async def run(self) -> None:
-        """For ever. One that fails is followed by the next; `age` tells how long that goes on."""
+        """For ever. One that fails is soon followed by the next: what waits for the API server waits for that.
+
+        `age` tells how long that goes on.
+        """
+        pause = self._settings.resync_seconds
         while True:
-            await asyncio.sleep(self._settings.resync_seconds)
+            await asyncio.sleep(pause)
+            pause = self._settings.resync_seconds
             try:
                 await self.once()
             except OperatorError as error:
+                pause = min(pause, max(_NEXT_PAUSE, getattr(error, "retry_after", None) or 0.0))
                 log.warning("resync failed, the last good one was %.0f s ago: %s", self.age(), error)
 
-    async def once(self) -> None:
+    async def once(self, *, found: Callable[[str, str], None] | None = None) -> None:
         """List everything."""
         stirred: set[Key] = set()
-        for kind in kinds.KINDS:
-            for namespace in self._settings.namespaces or (None,):
-                stirred |= await self._list(kind, namespace)
+        try:
+            for kind in kinds.KINDS:
+                for namespace in self._settings.namespaces or (None,):
+                    stirred |= await self._list(kind, namespace, found=found or self._found)
+        except OperatorError:
+            self._moved = self._last
+            raise
         stirred |= {run.key for run in self._cache.active()}
         for key in stirred:
             self._wake(key)
         self._last = time.monotonic()
         self._done()
 
-    async def _list(self, kind: Kind, namespace: str | None) -> set[Key]:
+    async def _list(self, kind: Kind, namespace: str | None, *, found: Callable[[str, str], None]) -> set[Key]:
         stirred: set[Key] = set()
         seen: list[str] = []
         version = "0"
         async for chunk in self._connection.list(kind.path(namespace), selector=kind.selector):
-            version = chunk.version
+            version, self._moved = chunk.version, time.monotonic()
             for body in chunk.items:
                 key = self._cache.put(kind, body)
-                stirred |= {key} if key else set()
+                if key:
+                    stirred.add(key)
+                    found(kind.name, body["metadata"]["namespace"])
                 seen.append(body["metadata"]["uid"])
         return stirred | self._cache.prune(kind, namespace=namespace, seen=seen, version=version)

@@ -4,9 +4,11 @@ import os
 import re
 from collections.abc import Mapping
 from enum import StrEnum
-from typing import Annotated, Self
+from types import MappingProxyType
+from typing import Annotated, NamedTuple, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from pydantic_core import PydanticCustomError
 
 from finetune_operator.errors import UserError
 
@@ -38,6 +40,26 @@ class LogFormat(StrEnum):
 
 Seconds = Annotated[float, Field(gt=0, le=86_400)]
 Port = Annotated[int, Field(ge=0, le=65535)]
+_NAMESPACE = r"^([a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?)?$"
+Name = Annotated[str, Field(pattern=r"^[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?$")]
+
+
+def _long_enough(seconds: int) -> int:
+    if seconds and seconds < 3:
+        raise PydanticCustomError("lease", "Input should be 0 for no lease, or at least 3")
+    return seconds
+
+
+LeaseSeconds = Annotated[int, Field(ge=0, le=600), AfterValidator(_long_enough)]
+
+
+class Limits(NamedTuple):
+    """What may be active at once."""
+
+    runs_per_namespace: int | None = None
+    """None for any number."""
+    devices: Mapping[str, int] = MappingProxyType({})
+    """Devices of all active runs together, by resource; a resource that isn't named has no limit."""
 
 
 class Settings(BaseModel):
@@ -57,6 +79,12 @@ class Settings(BaseModel):
     """Between two looks at a trainer that trains."""
     progress_write_seconds: Seconds = 10.0
     """Between two writes of a run's status that only tell of progress."""
+    progress_writes_per_second: Annotated[float, Field(gt=0, le=1000)] = 20.0
+    """Writes of that kind a second, over all runs."""
+    max_active_runs_per_namespace: Annotated[int, Field(ge=1, le=100_000)] | None = 10
+    """Runs of one namespace that may be active at once; the others wait. Empty means any number."""
+    max_active_devices: Mapping[str, Annotated[int, Field(ge=0, le=1_000_000)]] = {}
+    """Devices of all active runs together, e.g. nvidia.com/gpu=64,amd.com/gpu=8; others have no limit."""
     stale_seconds: Seconds = 60.0
     """Without an answer from a running trainer, its progress counts as stale after this long."""
     queued_seconds: Seconds = 5.0
@@ -65,14 +93,25 @@ class Settings(BaseModel):
     """Between two full lists of all objects."""
     workers: Annotated[int, Field(ge=1, le=256)] = 16
     """Runs reconciled at once."""
+    lease_seconds: LeaseSeconds = 12
+    """An operator that isn't heard of for so long is replaced by one that waits; 0 means that there is only one."""
+    lease_name: Name = "finetune-operator"
+    """Name of the Lease: one for operators that replace each other, another for one that serves other namespaces."""
+    lease_namespace: Annotated[str, Field(pattern=_NAMESPACE)] = ""
+    """Namespace of the Lease; empty means the operator's own, outside a cluster `default`."""
     bind_address: str = ""
     """Address of the health and metrics ports; empty means all."""
     health_port: Port = 8080
-    """Port of /healthz; 0 means none."""
+    """Port of /healthz and /readyz; 0 means none."""
     metrics_port: Port = 9401
     """Port of /metrics; 0 means any that is free."""
     log_format: LogFormat = LogFormat.AUTO
     """How log records are written."""
+
+    @property
+    def limits(self) -> Limits:
+        """What may be active at once."""
+        return Limits(self.max_active_runs_per_namespace, self.max_active_devices)
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str] | None = None) -> Self:
@@ -81,10 +120,21 @@ class Settings(BaseModel):
         mine = {k.removeprefix(PREFIX): v for k, v in found.items() if k.startswith(PREFIX)}
         values: dict[str, object] = {k.lower(): v for k, v in mine.items() if not _SERVICE_LINK.fullmatch(k)}
         if "namespaces" in values:
-            values["namespaces"] = tuple(part.strip() for part in str(values["namespaces"]).split(",") if part.strip())
+            values["namespaces"] = _parts(values["namespaces"])
+        if "max_active_devices" in values:
+            pairs = (part.partition("=") for part in _parts(values["max_active_devices"]))
+            values["max_active_devices"] = {resource.strip(): number.strip() for resource, _, number in pairs}
+        if values.get("max_active_runs_per_namespace") == "":
+            values["max_active_runs_per_namespace"] = None
         try:
             return cls.model_validate(values)
         except ValidationError as error:
             first = error.errors(include_url=False)[0]
-            name = PREFIX + "_".join(str(part) for part in first["loc"]).upper()
-            raise UserError(name, f"{first['msg']}, not {first['input']!r}") from error
+            field, *below = (str(part) for part in first["loc"])
+            where = f"{'.'.join(below)}: " if below else ""
+            raise UserError(f"{PREFIX}{field}".upper(), f"{where}{first['msg']}, not {first['input']!r}") from error
+
+
+def _parts(value: object) -> tuple[str, ...]:
+    """The parts of a list with commas."""
+    return tuple(part.strip() for part in str(value).split(",") if part.strip())

@@ -19,6 +19,7 @@ from finetune_api.status import (
     Phase,
     Progress,
     QueueState,
+    ResolvedModel,
     RunEvent,
 )
 from finetune_operator import manifests, policy, progress, support
@@ -26,21 +27,22 @@ from finetune_operator.policy import Action, Decision
 from finetune_operator.progress import Happening
 from finetune_operator.settings import Settings
 from finetune_operator.waiting import Waiting
-from finetune_operator.world import Run, World
+from finetune_operator.world import Run, World, paused
 
 TRUE, FALSE, UNKNOWN = ConditionStatus.TRUE, ConditionStatus.FALSE, ConditionStatus.UNKNOWN
+_ENDS = frozenset({Action.REFUSE, Action.SUCCEED, Action.FAIL, Action.CANCEL})
 
 
-def compute(
-    world: World, decision: Decision, *, waiting: Waiting | None, settings: Settings, now: datetime
-) -> FineTuneRunStatus:
+def compute(world: World, decision: Decision, *, waiting: Waiting | None, settings: Settings) -> FineTuneRunStatus:
     """The status to write; the old one if nothing is to be said."""
-    if decision.action == Action.IGNORE:
+    if decision.action in (Action.IGNORE, Action.DELETE):
         return world.run.status
-    if decision.action == Action.REST:
+    if world.run.status.is_finished:
         return _seen(world.run)
-    facts = _Facts(world, decision, waiting, settings, now)
-    return _derive(facts)
+    facts = _Facts(world, decision, None if decision.action in _ENDS else waiting, settings)
+    new = _derive(facts)
+    # that time goes by is nothing to write of
+    return new if new == world.run.status else new.model_copy(update={"active_seconds": _active_seconds(facts)})
 
 
 def _seen(run: Run) -> FineTuneRunStatus:
@@ -53,7 +55,8 @@ def _seen(run: Run) -> FineTuneRunStatus:
 def material(status: FineTuneRunStatus) -> FineTuneRunStatus:
     """The status without what only tells of progress: writes of the rest don't wait."""
     steady = tuple(event for event in status.events if event.type not in progress.IN_PLACE)
-    return status.model_copy(update={"progress": None, "checkpoints": (), "events": steady})
+    immaterial = {"progress": None, "checkpoints": (), "active_seconds": 0, "queue": None}
+    return status.model_copy(update=immaterial | {"events": steady})
 
 
 @dataclass(frozen=True)
@@ -62,7 +65,10 @@ class _Facts:
     decision: Decision
     waiting: Waiting | None
     settings: Settings
-    now: datetime
+
+    @property
+    def now(self) -> datetime:
+        return self.world.now
 
     @property
     def old(self) -> FineTuneRunStatus:
@@ -74,12 +80,26 @@ class _Facts:
 
     @property
     def ends(self) -> bool:
-        return self.decision.action in (Action.REFUSE, Action.SUCCEED, Action.FAIL)
+        return self.decision.action in _ENDS
+
+    @property
+    def attempt_ends(self) -> bool:
+        """Whether the newest attempt is over with this decision."""
+        return self.ends or self.decision.action in (Action.BEGIN, Action.PAUSE)
+
+    @property
+    def rests(self) -> bool:
+        """Whether the run is paused, also while something is left over of it."""
+        stays = self.decision.action == Action.STOP and paused(self.world.run)
+        return stays or self.decision.action == Action.PAUSE
 
     @property
     def running(self) -> bool:
+        """From the pod's start to the attempt's end, also while the pod is gone and its Job hasn't ended yet."""
         pod = self.world.pod
-        return self.decision.action == Action.FOLLOW and pod is not None and pod.started is not None
+        started = pod.started if pod else self.world.started
+        follows = self.decision.action in (Action.FOLLOW, Action.STOP)
+        return follows and not self.rests and started is not None
 
 
 def _derive(facts: _Facts) -> FineTuneRunStatus:
@@ -93,13 +113,16 @@ def _derive(facts: _Facts) -> FineTuneRunStatus:
         "restarts_without_progress": _restarts(facts),
         "start_time": old.start_time or (pod.started if pod else None),
         "completion_time": _ended(facts) if facts.ends else None,
-        "active_seconds": old.active_seconds + _active_seconds(facts),
+        "hang_restarts": _hang_restarts(facts),
+        "earlier_active_seconds": _active_seconds(facts) if facts.attempt_ends else old.earlier_active_seconds,
+        "earlier_step": policy.newest_step(facts.world) if facts.attempt_ends else old.earlier_step,
+        "model": _model(facts),
         "events": _events(facts),
         "progress": _progress(facts),
         "checkpoints": progress.checkpoints(old, snapshot) if snapshot else old.checkpoints,
         "output": _output(facts),
         "failure": facts.decision.failure or (None if facts.decision.action == Action.SUCCEED else old.failure),
-        "queue": QueueState(message=facts.waiting.message) if facts.waiting and facts.waiting.for_room else None,
+        "queue": _queue(facts),
     }
     return FineTuneRunStatus(**(dict(old) | update))
 
@@ -110,6 +133,10 @@ def _phase(facts: _Facts) -> Phase:
             return Phase.COMPLETED
         case Action.FAIL | Action.REFUSE:
             return Phase.FAILED
+        case Action.CANCEL:
+            return Phase.CANCELED
+        case _ if facts.rests:
+            return Phase.SUSPENDED
         case _ if facts.running:
             return Phase.RUNNING
         case _ if facts.waiting is not None and facts.waiting.for_room:
@@ -119,19 +146,35 @@ def _phase(facts: _Facts) -> Phase:
 
 
 def _restarts(facts: _Facts) -> int:
-    if facts.decision.action != Action.BEGIN or facts.decision.failure is None:
+    """Each attempt's end is counted once, by BEGIN or PAUSE, with its failure if it had one."""
+    if not facts.attempt_ends or facts.ends:
         return facts.old.restarts_without_progress
     used = 0 if policy.made_progress(facts.world) else facts.old.restarts_without_progress
     return used + (1 if facts.decision.counted else 0)
 
 
+def _hang_restarts(facts: _Facts) -> int:
+    failure = facts.decision.failure
+    if not facts.attempt_ends or facts.ends:
+        return facts.old.hang_restarts
+    used = 0 if policy.made_progress(facts.world) else facts.old.hang_restarts
+    return used + (1 if failure is not None and failure.reason == policy.HUNG else 0)
+
+
 def _active_seconds(facts: _Facts) -> int:
-    """Of an attempt that has ended: how long its pod ran."""
-    pod = facts.world.pod
-    ended = facts.decision.action in (Action.SUCCEED, Action.FAIL, Action.BEGIN)
-    if not ended or pod is None or pod.started is None:
-        return 0
-    return max(0, round(((pod.finished or facts.now) - pod.started).total_seconds()))
+    return max(facts.old.active_seconds, round(facts.world.active_seconds))
+
+
+def _model(facts: _Facts) -> ResolvedModel | None:
+    found = facts.world.model
+    return found if facts.attempt > 0 and isinstance(found, ResolvedModel) else facts.old.model
+
+
+def _queue(facts: _Facts) -> QueueState | None:
+    if facts.waiting is None or not facts.waiting.for_room:
+        return None
+    position = facts.world.turn.position if facts.decision.action == Action.WAIT else None
+    return QueueState(position=position, message=facts.waiting.message)
 
 
 def _ended(facts: _Facts) -> datetime:
@@ -146,7 +189,7 @@ def _progress(facts: _Facts) -> Progress | None:
         return None
     if facts.decision.action == Action.SUCCEED:
         return found.model_copy(update={"percent": 100, "done": "100%", "eta_seconds": None, "eta": "", "stale": False})
-    if facts.ends:
+    if facts.attempt_ends:
         return found.model_copy(update={"eta_seconds": None, "eta": "", "stale": False})
     return found.model_copy(update={"stale": _is_stale(facts, found)})
 
@@ -180,8 +223,9 @@ def _before(facts: _Facts) -> list[Happening]:
     found = [Happening(type=EventType.CREATED, time=created, message="Run created.")]
     pod, attempt = facts.world.pod, facts.old.attempt
     if facts.waiting and facts.waiting.for_room:
+        waits = facts.old.attempt + 1 if facts.decision.action == Action.WAIT else attempt
         message = facts.waiting.message
-        found.append(Happening(type=EventType.QUEUED, time=facts.now, message=message, attempt=attempt))
+        found.append(Happening(type=EventType.QUEUED, time=facts.now, message=message, attempt=waits))
     if pod is not None and pod.started is not None:
         message = f"Run started: attempt {attempt}, pod {pod.name} on node {pod.node}."
         found.append(Happening(type=EventType.STARTED, time=pod.started, message=message, attempt=attempt))
@@ -208,8 +252,30 @@ def _after(facts: _Facts) -> list[Happening]:
         case Action.BEGIN if failure is not None:
             message = f"Attempt {facts.attempt} follows: {said}"
             return [Happening(type=EventType.RESTARTED, time=_ended(facts), message=message, attempt=facts.attempt)]
+        case Action.BEGIN if paused(facts.world.run) and facts.old.attempt > 0:
+            message = f"Run resumed: attempt {facts.attempt} follows."
+            return [Happening(type=EventType.RESUMED, time=facts.now, message=message, attempt=facts.attempt)]
+        case Action.PAUSE:
+            message = f"Run suspended, its devices are free. {_saved(facts)}"
+            return [Happening(type=EventType.SUSPENDED, time=facts.now, message=message, attempt=facts.old.attempt)]
+        case Action.CANCEL:
+            message = f"Run canceled. {_saved(facts)}"
+            return [Happening(type=EventType.CANCELED, time=facts.now, message=message, attempt=attempt)]
+        case Action.FOLLOW if facts.decision.hung:
+            hung = facts.decision.hung
+            return [Happening(type=EventType.HUNG, time=facts.now, message=hung, attempt=attempt)]
         case _:
             return []
+
+
+def _saved(facts: _Facts) -> str:
+    """What there is to go on from."""
+    snapshot = facts.world.newest_snapshot
+    found = progress.checkpoints(facts.old, snapshot) if snapshot else facts.old.checkpoints
+    if not found:
+        return "No checkpoint was saved."
+    names = ", ".join(checkpoint.name for checkpoint in found)
+    return f"Saved in {manifests.output_uri(facts.world.run, 'checkpoints')}: {names}."
 
 
 def _conditions(facts: _Facts) -> tuple[Condition, ...]:
@@ -237,11 +303,42 @@ def _state(facts: _Facts, kind: ConditionType) -> tuple[ConditionStatus, str, st
         case ConditionType.ADMITTED:
             return _admitted(facts)
         case ConditionType.SUSPENDED:
-            return FALSE, "NotSuspended", ""
+            return _suspended(facts)
+        case ConditionType.DEGRADED:
+            return _degraded(facts)
         case ConditionType.RECONCILING:
             return _reconciling(facts)
         case _:
             return _outcome(facts, kind)
+
+
+def _suspended(facts: _Facts) -> tuple[ConditionStatus, str, str]:
+    match facts.decision.action:
+        case Action.PAUSE:
+            return TRUE, "Suspended", "Set spec.suspend to false to go on."
+        case Action.STOP if facts.rests:
+            return TRUE, "Stopping", "What was left over is ended."
+        case Action.WAIT if paused(facts.world.run):
+            return TRUE, "WaitingForTurn", "The run goes on when its turn comes."
+        case _:
+            return FALSE, "NotSuspended", ""
+
+
+def _degraded(facts: _Facts) -> tuple[ConditionStatus, str, str]:
+    """What the trainer says is wrong, or what shows from outside."""
+    old, snapshot = facts.old.condition(ConditionType.DEGRADED), facts.world.live_snapshot
+    if not facts.running or facts.attempt_ends:
+        return FALSE, "NotRunning", ""
+    if facts.decision.hung:
+        return TRUE, policy.HUNG, facts.decision.hung
+    if snapshot is None:  # a new operator hasn't heard of it yet
+        return (TRUE, old.reason, old.message) if old and old.status == TRUE else (FALSE, "AsExpected", "")
+    now = _progress(facts)
+    if now is not None and now.stale:
+        return TRUE, "TrainerSilent", "The trainer doesn't answer when it is asked for its progress."
+    if snapshot.troubles:
+        return TRUE, snapshot.troubles[0].reason, "; ".join(trouble.message for trouble in snapshot.troubles)
+    return FALSE, "AsExpected", ""
 
 
 def _accepted(facts: _Facts) -> tuple[ConditionStatus, str, str]:
@@ -259,6 +356,8 @@ def _accepted(facts: _Facts) -> tuple[ConditionStatus, str, str]:
 
 def _admitted(facts: _Facts) -> tuple[ConditionStatus, str, str]:
     old = facts.old.condition(ConditionType.ADMITTED)
+    if facts.decision.action == Action.PAUSE:
+        return FALSE, "Suspended", ""
     if facts.waiting is not None:
         return FALSE, facts.waiting.reason, facts.waiting.message
     if facts.running:
@@ -273,6 +372,10 @@ def _admitted(facts: _Facts) -> tuple[ConditionStatus, str, str]:
 def _reconciling(facts: _Facts) -> tuple[ConditionStatus, str, str]:
     if facts.ends:
         return FALSE, "Finished", ""
+    if facts.decision.action == Action.PAUSE:
+        return TRUE, "Suspended", "The run is paused."
+    if facts.decision.action == Action.STOP:
+        return TRUE, "Stopping", f"Attempt {facts.attempt} saves a checkpoint and ends."
     if facts.waiting is not None:
         return TRUE, facts.waiting.reason, facts.waiting.message
     if facts.running:
@@ -288,4 +391,6 @@ def _outcome(facts: _Facts, kind: ConditionType) -> tuple[ConditionStatus, str, 
     if facts.decision.action == Action.SUCCEED:
         return (FALSE if kind == ConditionType.STALLED else TRUE), "Completed", "The model is trained and saved."
     status = FALSE if kind == ConditionType.SUCCEEDED else TRUE
+    if facts.decision.action == Action.CANCEL:
+        return status, "Canceled", "The run was ended by its user (spec.cancel)."
     return status, failure.reason if failure else "Failed", failure.message if failure else ""

@@ -6,11 +6,9 @@ When a field is built, its line here goes.
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
-from finetune_api.data import DataFormat, Task
+from finetune_api.data import Task
 from finetune_api.fields import ApiModel, cut
-from finetune_api.method import LearningRateScaling, MethodType
-from finetune_api.spec import FineTuneRunSpec, OnHang
-from finetune_api.uris import Scheme, Uri
+from finetune_api.spec import FineTuneRunSpec
 from finetune_operator.errors import UserError
 
 
@@ -30,42 +28,20 @@ def _other_than(*built: Any) -> Callable[[Any], bool]:
     return lambda value: value not in built
 
 
-def _scheme_other_than(*built: Scheme) -> Callable[[Any], bool]:
-    return lambda value: value is not None and Uri.parse(value).scheme not in built
-
-
 GAPS: tuple[Gap, ...] = (
-    Gap("model.uri", _scheme_other_than(Scheme.HUB, Scheme.CLAIM), "use hf:// or pvc://"),
     Gap(
         "task",
-        _other_than(Task.CHAT_COMPLETION, Task.INSTRUCTION_FINE_TUNE),
-        "use ChatCompletion or InstructionFineTune",
+        _other_than(Task.CHAT_COMPLETION, Task.INSTRUCTION_FINE_TUNE, Task.CONTINUED_PRETRAIN, Task.PREFERENCE),
+        "use another one",
     ),
-    Gap("dataset.train.uri", _scheme_other_than(Scheme.CLAIM, Scheme.CONFIG_MAP), "use pvc:// or configmap://"),
-    Gap("dataset.eval", _is_set, "remove it"),
-    Gap("dataset.format", _other_than(DataFormat.AUTO, DataFormat.JSONL), "use JSONL or Auto"),
-    Gap("dataset.streaming", _is_set, "use false"),
-    Gap("method.type", _other_than(MethodType.LORA, MethodType.FULL), "use LoRA or Full"),
-    Gap("training.scaleLearningRateWithBatch", _other_than(LearningRateScaling.NONE), "use None"),
-    Gap("training.earlyStopping", _is_set, "remove it"),
     Gap("storage.uploadUri", _is_set, "remove it; the model stays in the run's volume"),
     Gap("resources.nodes", _other_than(1), "use 1"),
     Gap("resources.devicesPerNode", _other_than(1), "use 1"),
     Gap("profile", _is_set, "remove it and set resources"),
     Gap("queue.name", _is_set, "remove it"),
-    Gap("queue.priority", _other_than(0), "remove it"),
-    Gap("recovery.hangTimeoutSeconds", _is_set, "remove it"),
-    Gap("recovery.onHang", _other_than(OnHang.NOTIFY), "use Notify"),
-    Gap("activeDeadlineSeconds", _is_set, "remove it"),
     Gap("tracking.mlflow", _is_set, "remove it"),
     Gap("tracking.tensorBoard", _is_set, "use false"),
-    Gap("suspend", _is_set, "use false"),
-    Gap("cancel", _is_set, "delete the run to stop it; its volume stays"),
-    Gap("ttlSecondsAfterFinished", _is_set, "remove it"),
 )
-
-VERBS = ("suspend", "cancel", "activeDeadlineSeconds", "ttlSecondsAfterFinished", "queue.priority")
-"""Fields that may change in a run that goes on: asking for one then must not end it."""
 
 
 def gaps(spec: FineTuneRunSpec) -> Iterator[UserError]:

@@ -2,10 +2,11 @@
 
 import re
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import timedelta
 
 from finetune_api.fields import cut
 from finetune_api.uris import Uri
+from finetune_operator.children import Pod
 from finetune_operator.errors import TakenError
 from finetune_operator.settings import Settings
 from finetune_operator.world import World
@@ -24,8 +25,11 @@ IMAGE_UNAVAILABLE = "ImageUnavailable"
 """The image can't be pulled."""
 CONTAINER_WAITING = "ContainerWaiting"
 """The node can't start the container."""
+NODE_UNREACHABLE = "NodeUnreachable"
+"""A pod should have ended long ago, and its node doesn't say that it has."""
 
 _IMAGE_REASONS = frozenset({"ErrImagePull", "ImagePullBackOff", "InvalidImageName", "ErrImageNeverPull"})
+_OVERDUE = timedelta(seconds=60)
 _TRANSIENT_REASONS = frozenset({"", "ContainerCreating", "PodInitializing"})
 
 
@@ -39,9 +43,14 @@ class Waiting:
     """Whether the cluster lacks room now (the run is Queued), rather than something being wrong with the pod."""
 
 
-def why(world: World, *, settings: Settings, now: datetime) -> Waiting | None:
-    """What keeps the newest attempt from running; None if it runs, has ended, or waits no longer than usual."""
-    if world.job is None or world.job.ended or not is_late(world, settings=settings, now=now):
+def why(world: World, *, settings: Settings) -> Waiting | None:
+    """What keeps the newest attempt from running, or a new one from beginning; None if nothing unusual does."""
+    if not world.turn.admitted:
+        return Waiting(reason=world.turn.reason, message=world.turn.message, for_room=True)
+    overdue = next((pod for pod in world.live_pods if pod.deletion and world.now - pod.deletion > _OVERDUE), None)
+    if overdue is not None:
+        return _node_unreachable(overdue)
+    if world.job is None or world.job.ended or not is_late(world, settings=settings):
         return None
     for check in (_pod_refused, _claim_pending, _claim_missing, _unschedulable, _container_waiting):
         found = check(world)
@@ -50,11 +59,20 @@ def why(world: World, *, settings: Settings, now: datetime) -> Waiting | None:
     return None
 
 
-def is_late(world: World, *, settings: Settings, now: datetime) -> bool:
+def is_late(world: World, *, settings: Settings) -> bool:
     """Whether the newest attempt should be running by now, and isn't."""
     if world.job is None or world.started is not None or (world.pod is not None and world.pod.ended):
         return False
-    return world.job.created is not None and (now - world.job.created).total_seconds() >= settings.queued_seconds
+    return world.job.created is not None and (world.now - world.job.created).total_seconds() >= settings.queued_seconds
+
+
+def _node_unreachable(pod: Pod) -> Waiting:
+    """Kubernetes can't tell whether such a pod still writes to its volume, and so no other may be started."""
+    message = (
+        f"Pod {pod.name} should have ended and node {pod.node} doesn't say that it has. If the node is gone, delete it,"
+        " or taint it with node.kubernetes.io/out-of-service"
+    )
+    return Waiting(reason=NODE_UNREACHABLE, message=message, for_room=False)
 
 
 def _warning(world: World, kind: str, *, but: str = "") -> str:

@@ -10,7 +10,7 @@ from pydantic import ValidationError
 from finetune_api.fields import cut
 from finetune_api.snapshot import EventType, Snapshot
 from finetune_api.spec import FineTuneRunSpec
-from finetune_api.status import FineTuneRunStatus
+from finetune_api.status import ConditionStatus, ConditionType, FineTuneRunStatus, ResolvedModel
 from finetune_api.types import Metadata
 from finetune_operator.children import Claim, Job, Pod
 from finetune_operator.errors import UserError
@@ -47,9 +47,16 @@ class Run:
         return Key(self.metadata.namespace, self.metadata.name)
 
 
+def paused(run: Run) -> bool:
+    """Whether it is recorded that a run is paused: no attempt is under way, and another one must begin."""
+    condition = run.status.condition(ConditionType.SUSPENDED)
+    return condition is not None and condition.status == ConditionStatus.TRUE
+
+
 def _first_problem(error: ValidationError) -> UserError:
     first = error.errors(include_url=False)[0]
-    return UserError(".".join(("spec", *(str(part) for part in first["loc"]))), cut(first["msg"], 500))
+    about = first.get("ctx", {}).get("path", "")  # of a rule over several fields
+    return UserError(".".join(("spec", *(str(part) for part in first["loc"]))) + about, cut(first["msg"], 500))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,10 +70,28 @@ class ChildWarning:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Turn:
+    """Whether a run may be active, by the operator's own limits."""
+
+    admitted: bool = True
+    position: int | None = None
+    """Place among the waiting runs of its namespace, counted from 1."""
+    reason: str = ""
+    message: str = ""
+    """What it waits for."""
+    never: str = ""
+    """Why its turn can never come."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class World:
     """One frozen snapshot."""
 
     run: Run
+    now: datetime
+    turn: Turn = Turn()
+    model: ResolvedModel | UserError | None = None
+    """What `spec.model.uri` stands for, or why it can't be had; None for a spec that can't be read."""
     jobs: tuple[Job, ...] = ()
     pods: tuple[Pod, ...] = ()
     claim: Claim | None = None
@@ -82,12 +107,12 @@ class World:
     @property
     def job(self) -> Job | None:
         """The newest attempt's Job."""
-        return next((job for job in self.jobs if job.attempt == self.attempt), None)
+        return next((job for job in self.jobs if job.attempt == self.attempt > 0), None)
 
     @property
     def pod(self) -> Pod | None:
         """The newest attempt's pod: the one that runs, or else the last one made."""
-        mine = [pod for pod in self.pods if pod.attempt == self.attempt]
+        mine = [pod for pod in self.pods if pod.attempt == self.attempt > 0]
         return max(mine, key=lambda pod: (not pod.ended, str(pod.created), pod.name), default=None)
 
     @property
@@ -97,6 +122,31 @@ class World:
         if recorded is not None and recorded.attempt == self.attempt:
             return recorded.time
         return self.pod.started if self.pod else None
+
+    @property
+    def live_pods(self) -> tuple[Pod, ...]:
+        """Pods of any attempt that may still run."""
+        return tuple(pod for pod in self.pods if not pod.ended)
+
+    @property
+    def active_seconds(self) -> float:
+        """For how long pods have run, over all attempts."""
+        earlier = self.run.status.earlier_active_seconds
+        if self.started is None or paused(self.run):
+            return earlier
+        return earlier + max(0.0, (self.last_sign_of_life - self.started).total_seconds())
+
+    @property
+    def last_sign_of_life(self) -> datetime:
+        """When the newest attempt's pod ended; now while it runs; if its end isn't known, when it was last heard of."""
+        if self.pod is not None and (self.pod.finished or not self.pod.ended):
+            return self.pod.finished or self.now
+        if self.started is None:
+            return self.now
+        heard, said = self.run.status.progress, self.live_snapshot
+        told = heard.reported_time if heard and heard.attempt == self.attempt else None
+        times = (self.started, told, said.time if said else None)
+        return min(self.now, max(time for time in times if time is not None))
 
     @property
     def last_word(self) -> Snapshot | None:
@@ -114,9 +164,14 @@ class World:
         return snapshot if mine else None
 
     @property
+    def live_snapshot(self) -> Snapshot | None:
+        """The newest answer to a poll, if it is about this run and attempt."""
+        return self.trusted(self.snapshot)
+
+    @property
     def newest_snapshot(self) -> Snapshot | None:
         """The last word, else the newest answer to a poll."""
-        return self.last_word or self.trusted(self.snapshot)
+        return self.last_word or self.live_snapshot
 
     def with_warnings(self, warnings: tuple[ChildWarning, ...]) -> Self:
         """The same with what Kubernetes says is wrong."""

@@ -92,12 +92,15 @@ class ControlPlane:
 
 
 @contextlib.contextmanager
-def start(*, binaries: kube.Binaries | None = None) -> Iterator[ControlPlane]:
-    """A control plane that is ready, for as long as the block lasts."""
+def start(*, binaries: kube.Binaries | None = None, controllers: bool = True) -> Iterator[ControlPlane]:
+    """A control plane that is ready, for as long as the block lasts; without controllers, an API server alone."""
     found = binaries or kube.binaries()
     layout = Layout(Path(tempfile.mkdtemp(prefix="finetune-kube.")))
     with _supervised(layout.folder) as run:
-        yield _bring_up(found, layout=layout, run=run)
+        cluster = _bring_up(found, layout=layout, run=run)
+        if controllers:
+            _control(cluster, run=run)
+        yield cluster
 
 
 Run = Callable[[str, list[str]], None]
@@ -136,11 +139,14 @@ def _bring_up(binaries: kube.Binaries, *, layout: Layout, run: Run) -> ControlPl
     _wait(
         lambda: layout.certificate.exists() and cluster.api().ok("/readyz"), what="kube-apiserver", folder=layout.folder
     )
-    run("kube-controller-manager", controller_manager(binaries, layout=layout))
-    run("kube-scheduler", scheduler(binaries, layout=layout))
-    account = "/api/v1/namespaces/default/serviceaccounts/default"
-    _wait(lambda: cluster.api().ok(account), what="kube-controller-manager", folder=layout.folder)
     return cluster
+
+
+def _control(cluster: ControlPlane, *, run: Run) -> None:
+    run("kube-controller-manager", controller_manager(cluster.binaries, layout=cluster.layout))
+    run("kube-scheduler", scheduler(cluster.binaries, layout=cluster.layout))
+    account = "/api/v1/namespaces/default/serviceaccounts/default"
+    _wait(lambda: cluster.api().ok(account), what="kube-controller-manager", folder=cluster.folder)
 
 
 def _free_ports(count: int) -> list[int]:

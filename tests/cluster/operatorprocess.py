@@ -56,9 +56,26 @@ class OperatorProcess:
         """SIGTERM; the exit code."""
         return self._end(signal.SIGTERM, seconds=seconds)
 
-    def _end(self, number: signal.Signals, *, seconds: float = 10) -> int:
+    def pause(self) -> None:
+        """SIGSTOP."""
+        self._running().send_signal(signal.SIGSTOP)
+
+    def resume(self) -> None:
+        """SIGCONT."""
+        self._running().send_signal(signal.SIGCONT)
+
+    def ended(self, *, seconds: float) -> int:
+        """The exit code, once it has ended by itself."""
+        code = self._running().wait(timeout=seconds)
+        self.process = None
+        return code
+
+    def _running(self) -> subprocess.Popen[bytes]:
         assert self.process is not None, "it doesn't run"
-        process, self.process = self.process, None
+        return self.process
+
+    def _end(self, number: signal.Signals, *, seconds: float = 10) -> int:
+        process, self.process = self._running(), None
         process.send_signal(number)
         try:
             return process.wait(timeout=seconds)
@@ -73,11 +90,16 @@ class OperatorProcess:
 
     def healthy(self) -> bool:
         """Whether /healthz is green; one that doesn't answer yet isn't."""
+        return self.says("/healthz") == "ok"
+
+    def says(self, path: str) -> str:
+        """What it answers at /healthz or /readyz: "ok", the reason why not, or nothing if there is no answer."""
         try:
-            self._get(self.health_port, "/healthz")
-        except urllib.error.URLError:
-            return False
-        return True
+            return self._get(self.health_port, path).strip()
+        except urllib.error.HTTPError as error:
+            return error.read().decode().strip()
+        except (urllib.error.URLError, OSError):
+            return ""
 
     def _get(self, port: int, path: str) -> str:
         opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
@@ -88,9 +110,9 @@ class OperatorProcess:
 
 @contextlib.contextmanager
 def running(
-    kubeconfig: Path, *, folder: Path, namespaces: Sequence[str] = (), **settings: object
+    kubeconfig: Path, *, folder: Path, namespaces: Sequence[str] = (), log: str = "operator.log", **settings: object
 ) -> Iterator[OperatorProcess]:
-    """An operator for these namespaces, or for all."""
+    """An operator for these namespaces, or for all; the only one, unless `lease_seconds` says otherwise."""
     health, metrics = free_port(), free_port()
     chosen = {
         "bind_address": "127.0.0.1",
@@ -98,6 +120,8 @@ def running(
         "metrics_port": metrics,
         "log_format": "text",
         "namespaces": ",".join(namespaces),
+        "lease_seconds": 0,
+        "lease_namespace": NAMESPACE,
         **settings,
     }
     environment = {
@@ -105,7 +129,7 @@ def running(
         **{f"{PREFIX}{name}".upper(): str(value) for name, value in chosen.items()},
         "KUBECONFIG": str(kubeconfig),
     }
-    operator = OperatorProcess(environment, folder / "operator.log", health, metrics)
+    operator = OperatorProcess(environment, folder / log, health, metrics)
     operator.start()
     try:
         yield operator

@@ -29,6 +29,7 @@ QUICK: Mapping[str, Any] = {
     "progress_write_seconds": 1,
     "queued_seconds": 4,
     "resync_seconds": 5,
+    "lease_seconds": 0,
 }
 """Settings of an operator for trainings that last a second."""
 PATIENCE = 60.0
@@ -45,7 +46,12 @@ class Stage:
     def submit(self, name: str, *, script: Mapping[str, object] | None = None, **spec: Any) -> Object:
         """Create a run that plays the script; `spec` overrides its fields."""
         self.keep(f"{name}-script", {"script.json": json.dumps(script or {})})
-        return self.api.request("POST", self._runs, body=manifest(name, **spec))
+        return self.api.request("POST", self.runs, body=manifest(name, **spec))
+
+    def change(self, name: str, **spec: Any) -> Object:
+        """Change fields of a run's spec, as `kubectl patch --type=merge` does."""
+        content = "application/merge-patch+json"
+        return self.api.request("PATCH", f"{self.runs}/{name}", body={"spec": spec}, content_type=content)
 
     def keep(self, name: str, data: Mapping[str, str]) -> None:
         """Create a ConfigMap."""
@@ -54,7 +60,7 @@ class Stage:
 
     def run(self, name: str) -> Object:
         """A run as it is now."""
-        return self.api.request("GET", f"{self._runs}/{name}")
+        return self.api.request("GET", f"{self.runs}/{name}")
 
     def status(self, name: str) -> Object:
         """Its status, empty before the first."""
@@ -67,7 +73,7 @@ class Stage:
 
     def delete(self, name: str) -> None:
         """As `kubectl delete` does: children go in the background."""
-        self.api.request("DELETE", f"{self._runs}/{name}", propagationPolicy="Background")
+        self.api.request("DELETE", f"{self.runs}/{name}", propagationPolicy="Background")
 
     def list(self, kind: str, *, of: str | None = None) -> Sequence[Object]:
         """All pods, persistentvolumeclaims, events or jobs, or those of one run."""
@@ -112,7 +118,8 @@ class Stage:
         return False
 
     @property
-    def _runs(self) -> str:
+    def runs(self) -> str:
+        """Path of the namespace's runs."""
         return f"/apis/{API_VERSION}/namespaces/{self.namespace}/{PLURAL}"
 
 

@@ -34,13 +34,25 @@ class Script:
     step_seconds: float = 0.02
     checkpoint_every: int = 2
     save_seconds: float = 0.0
+    hang_at: int = 0
+    """The step before which an attempt stops working for ever; 0 for none. It answers all the same."""
+    hang_for: int = 100_000
+    """Attempts that do so."""
+    hung_since: float = 3600.0
+    """Seconds ago at which an attempt that hangs claims to have made its last step."""
+    hung_cpu: float = 0.0
+    """CPU cores that an attempt that hangs claims to keep busy."""
     exits: tuple[int, ...] = (0,)
     fail_at: int = 1
     """The step before which an attempt that fails ends."""
+    further: int = 0
+    """Steps that each attempt gets further than the one before it."""
     reason: str = "Scripted"
     message: str = "the script says so"
     last_word: str = "snapshot"
     """The termination message: `snapshot`, nothing (""), or the text itself."""
+    gates: str = ""
+    """A folder: each part of attempt 2 waits there for its file (`a2.validate`, `a2.step-3`), or for `a2.all`."""
 
     @classmethod
     def read(cls, path: Path) -> Script:
@@ -99,25 +111,47 @@ class Trainer:
         about = "# HELP finetune_run_step Optimizer steps done.\n# TYPE finetune_run_step gauge"
         return f"{about}\nfinetune_run_step {step}\n".encode()
 
+    def pass_gate(self, name: str) -> None:
+        """Wait until a test lets this attempt go on."""
+        if not self.script.gates:
+            return
+        folder = Path(self.script.gates)
+        ways = [folder / f"a{self.attempt}.{gate}" for gate in (name, "all")]
+        while not any(way.exists() for way in ways):
+            time.sleep(0.02)
+
     def play(self) -> int:
         """The whole attempt; its exit code."""
         script, code = self.script, self.script.exit_code(self.attempt)
         try:
+            self.pass_gate("validate")
             time.sleep(script.validate_seconds)
             self.milestone("DATA_VALIDATED", "Data validated: 8 records.")
+            self.pass_gate("load")
             time.sleep(script.load_seconds)
             self.milestone("MODEL_INITIALIZED", "Model data downloaded and initialized.")
             for step in range(1, script.steps + 1):
-                if code and step == script.fail_at:
+                self.pass_gate(f"step-{step}")
+                if code and step == script.fail_at + script.further * (self.attempt - 1):
                     return self.fail(code, script.reason, script.message)
+                if step == script.hang_at and self.attempt <= script.hang_for:
+                    self.hang()
                 self.step(step)
             self.milestone("TRAIN_FINISHED", "Training finished.")
+            self.pass_gate("end")
             time.sleep(script.save_seconds)
         except Stop:
             self.save(self.snapshot["progress"]["batch"] if "progress" in self.snapshot else 0)
             return self.fail(75, "Stopped", "stopped on request, checkpoint saved")
         self.say(output={"path": "output", "checkpoint": f"ep1-ba{script.steps}"})
         return 0
+
+    def hang(self) -> None:
+        """Answer for ever, and do nothing."""
+        progress = {**self.snapshot["progress"], "lastStepTime": now(-self.script.hung_since)}
+        while True:
+            self.say(progress={**progress, "cpuUtilization": self.script.hung_cpu})
+            time.sleep(0.2)
 
     def step(self, step: int) -> None:
         time.sleep(self.script.step_seconds)
@@ -131,6 +165,7 @@ class Trainer:
                 "etaSeconds": round((self.script.steps - step) * self.script.step_seconds),
                 "loss": 3.0 / step,
                 "lastStepTime": now(),
+                "cpuUtilization": 0.9,
                 "tokensPerSecondPerDevice": 128 / max(self.script.step_seconds, 0.001),
             }
         )
@@ -189,8 +224,10 @@ def stop(number: int, frame: object) -> None:
     raise Stop
 
 
-def now() -> str:
-    return datetime.datetime.now(datetime.UTC).isoformat().replace("+00:00", "Z")
+def now(seconds: float = 0) -> str:
+    """The time, so many seconds from now."""
+    time = datetime.datetime.now(datetime.UTC) + datetime.timedelta(seconds=seconds)
+    return time.isoformat().replace("+00:00", "Z")
 
 
 def main() -> int:

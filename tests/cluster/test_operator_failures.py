@@ -69,8 +69,8 @@ def test_it_gives_up_after_enough_attempts_without_progress(shared: Stage) -> No
 
 
 def test_progress_gives_it_all_its_attempts_again(shared: Stage) -> None:
-    """Two attempts fail where one may, but each has saved a checkpoint."""
-    script = {"exits": [1, 1, 0], "fail_at": 4, "checkpoint_every": 2}
+    """Two attempts fail where one may, but each has saved a later checkpoint than the one before."""
+    script = {"exits": [1, 1, 0], "fail_at": 4, "further": 2, "steps": 10, "checkpoint_every": 2}
     shared.submit("moving", script=script, recovery={"maxRestartsWithoutProgress": 1})
     assert shared.finished("moving")["phase"] == "Completed"
 

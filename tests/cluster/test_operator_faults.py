@@ -128,3 +128,20 @@ def test_a_job_deleted_under_a_training_is_followed_by_the_next_attempt(
     assert (status["phase"], status["attempt"]) == ("Completed", 2)
     restarted = next(event for event in status["events"] if event["type"] == "RESTARTED")
     assert "Job was deleted while it ran" in restarted["message"]
+
+
+def test_an_eviction_that_nobody_saw_costs_nothing_either(stage: Stage, operator: OperatorProcess) -> None:
+    """The pod is gone before the operator is back: how it ended stands in its Job's condition alone."""
+    script = {"steps": 3000, "step_seconds": 0.1}
+    stage.submit("drained", script=script, recovery={"maxRestartsWithoutProgress": 0})
+    stage.until("drained", lambda status: status.get("progress", {}).get("batch", 0) > 2)
+    operator.kill()
+    (pod,) = (pod["metadata"]["name"] for pod in stage.list("pods", of="drained"))
+    path = f"/api/v1/namespaces/{stage.namespace}/pods/{pod}"
+    eviction = {"apiVersion": "policy/v1", "kind": "Eviction", "metadata": {"name": pod}}
+    stage.api.request("POST", f"{path}/eviction", body=eviction)
+    until(lambda: stage.gone(path), bool, what="the pod being gone")
+    operator.start()
+    status = stage.until("drained", lambda status: status.get("progress", {}).get("attempt") == 2)
+    assert status["restartsWithoutProgress"] == 0
+    assert status["failure"]["reason"] == "Disrupted"

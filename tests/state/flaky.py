@@ -1,10 +1,13 @@
 """A Cluster that fails on purpose: crashes before or after a write, lost requests and replies, reads of the past."""
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
+from datetime import datetime
 from enum import Enum, auto
 from typing import Any
 
 from finetune_api.status import FineTuneRunStatus
+from finetune_operator.children import Job, Pod
 from finetune_operator.errors import ConflictError, TransientError
 from finetune_operator.memory import Memory
 from finetune_operator.names import Key
@@ -39,12 +42,17 @@ class Flaky:
         """Writes since the plan was made."""
         self.done = 0
         """Writes that the cluster took."""
-        self._past: list[World | None] = []
+        self.on_delete: Callable[[Run, Job | Pod], None] = lambda _run, _child: None
+        """Told before a child is deleted."""
+        self.deleted: list[Run] = []
+        """Runs that were to be deleted."""
+        self._past: dict[Key, list[World | None]] = {}
 
-    async def observe(self, key: Key, *, fresh: bool) -> World | None:
-        now = await self.memory.observe(key, fresh=fresh)
-        self._past = [*self._past[-REMEMBERED:], now]
-        return now if fresh else self._past[max(0, len(self._past) - 1 - self.stale)]
+    async def observe(self, key: Key, *, fresh: bool, now: datetime) -> World | None:
+        found = await self.memory.observe(key, fresh=fresh, now=now)
+        past = self._past[key] = [*self._past.get(key, [])[-REMEMBERED:], found]
+        seen = found if fresh else past[max(0, len(past) - 1 - self.stale)]
+        return seen and replace(seen, now=now)
 
     async def warnings(self, world: World) -> tuple[ChildWarning, ...]:
         return await self.memory.warnings(world)
@@ -52,6 +60,20 @@ class Flaky:
     async def create(self, run: Run, manifest: Mapping[str, Any]) -> None:
         strike = self._before()
         await self.memory.create(run, manifest)
+        self.done += 1
+        strike()
+
+    async def delete(self, run: Run, child: Job | Pod) -> None:
+        strike = self._before()
+        self.on_delete(run, child)
+        await self.memory.delete(run, child)
+        self.done += 1
+        strike()
+
+    async def delete_run(self, run: Run) -> None:
+        strike = self._before()
+        self.deleted.append(run)
+        await self.memory.delete_run(run)
         self.done += 1
         strike()
 

@@ -26,7 +26,7 @@ EVENTS = "/api/v1/namespaces/ml/events"
 
 @pytest.fixture
 def cache() -> Cache:
-    return Cache()
+    return worlds.cache()
 
 
 @pytest.fixture
@@ -46,9 +46,9 @@ def there_is(server: ApiServer, *, run: Any = None, jobs: Any = None, pods: Any 
 
 
 async def test_a_look_at_the_cache_asks_nobody(cluster: KubernetesCluster, cache: Cache, server: ApiServer) -> None:
-    assert await cluster.observe(KEY, fresh=False) is None
+    assert await cluster.observe(KEY, fresh=False, now=worlds.NOW) is None
     cache.put(kinds.RUN, worlds.body())
-    assert await cluster.observe(KEY, fresh=False) == cache.world(KEY)
+    assert await cluster.observe(KEY, fresh=False, now=worlds.NOW) == cache.world(KEY, now=worlds.NOW)
     assert server.asked == []
 
 
@@ -57,12 +57,12 @@ async def test_a_fresh_look_sees_what_no_watch_has_told(
 ) -> None:
     cache.put(kinds.JOB, bodies.job(1))
     there_is(server, jobs=listed(bodies.job(2)), pods=listed(bodies.running(2)), claims=listed(bodies.claim()))
-    world = await cluster.observe(KEY, fresh=True)
+    world = await cluster.observe(KEY, fresh=True, now=worlds.NOW)
     assert world
     assert [job.attempt for job in world.jobs] == [2], "the first is gone"
     assert len(world.pods) == 1
     assert world.claim
-    assert cache.world(KEY) == world
+    assert cache.world(KEY, now=worlds.NOW) == world
     selector = "app.kubernetes.io/managed-by=finetune-operator,finetune.dev/run=support-bot"
     asked = {asked.path: asked.query for asked in server.asked}
     assert asked == {RUN_PATH: {}} | {path: {"labelSelector": selector} for path in (JOBS, PODS, CLAIMS)}
@@ -70,14 +70,14 @@ async def test_a_fresh_look_sees_what_no_watch_has_told(
 
 async def test_a_run_that_is_gone_is_forgotten(cluster: KubernetesCluster, cache: Cache, server: ApiServer) -> None:
     cache.put(kinds.RUN, worlds.body())
-    assert await cluster.observe(KEY, fresh=True) is None
-    assert cache.world(KEY) is None
+    assert await cluster.observe(KEY, fresh=True, now=worlds.NOW) is None
+    assert cache.world(KEY, now=worlds.NOW) is None
 
 
 async def test_a_claim_that_the_user_named_is_read_by_its_name(cluster: KubernetesCluster, server: ApiServer) -> None:
     there_is(server, run=worlds.body({"storage.claimName": "mine"}))
     server.on("GET", f"{CLAIMS}/mine", {"metadata": {"name": "mine", "uid": "1"}, "status": {"phase": "Lost"}})
-    world = await cluster.observe(KEY, fresh=True)
+    world = await cluster.observe(KEY, fresh=True, now=worlds.NOW)
     assert world
     assert world.claim
     assert (world.claim.name, world.claim.phase) == ("mine", "Lost")
@@ -85,7 +85,7 @@ async def test_a_claim_that_the_user_named_is_read_by_its_name(cluster: Kubernet
 
 async def test_a_claim_of_the_user_may_be_missing(cluster: KubernetesCluster, server: ApiServer) -> None:
     there_is(server, run=worlds.body({"storage.claimName": "mine"}))
-    world = await cluster.observe(KEY, fresh=True)
+    world = await cluster.observe(KEY, fresh=True, now=worlds.NOW)
     assert world
     assert world.claim is None
 
@@ -98,7 +98,7 @@ async def test_what_was_created_is_known_at_once(cluster: KubernetesCluster, cac
     cache.put(kinds.RUN, worlds.body())
     server.on("POST", JOBS, bodies.job(), status=201)
     await cluster.create(worlds.run(), job_manifest())
-    world = cache.world(KEY)
+    world = cache.world(KEY, now=worlds.NOW)
     assert world
     assert len(world.jobs) == 1
     assert server.last().body == job_manifest()
@@ -120,7 +120,7 @@ async def test_what_is_there_already_and_the_runs_own_is_adopted(
     server.refuses("POST", path, 409, reason="AlreadyExists")
     server.on("GET", f"{path}/{manifest['metadata']['name']}", body)
     await cluster.create(worlds.run(), manifest)
-    world = cache.world(KEY)
+    world = cache.world(KEY, now=worlds.NOW)
     assert world
     assert bool(world.jobs) != bool(world.claim)
 
@@ -174,7 +174,7 @@ async def test_a_status_is_written_over_the_version_that_was_read(
     assert body["status"]["phase"] == "Running"
     assert body["status"]["queue"] is None, "what is gone has to be removed by name"
     assert written.status == new
-    world = cache.world(KEY)
+    world = cache.world(KEY, now=worlds.NOW)
     assert world
     assert world.run.metadata.resource_version == "8", "it reads its own writes"
 
@@ -186,7 +186,7 @@ async def test_a_status_that_cannot_be_written_changes_nothing(
     server.refuses("PATCH", f"{RUN_PATH}/status", status, reason="Conflict")
     with pytest.raises(expected):
         await cluster.write_status(worlds.run(), worlds.status())
-    assert cache.world(KEY) is None
+    assert cache.world(KEY, now=worlds.NOW) is None
 
 
 @pytest.mark.parametrize(

@@ -1,13 +1,17 @@
 """The connection: what each answer of an API server means, and what is never done."""
 
 import asyncio
+import socket
+import struct
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from aiohttp import web
 
 from finetune_operator import connection
-from finetune_operator.connection import Connection
+from finetune_operator.connection import Connection, Fence
 from finetune_operator.errors import (
     ConflictError,
     ExistsError,
@@ -38,7 +42,7 @@ async def test_a_write_says_whose_it_is(api: Connection, server: ApiServer, verb
     server.on(verb, "/x", {"done": True})
     assert await (api.post if verb == "POST" else api.patch)("/x", {"a": None, "b": [1]}) == {"done": True}
     asked = server.last()
-    assert asked.query == {"fieldManager": "finetune-operator"}
+    assert asked.query == {"fieldManager": "finetune-operator", "timeout": "10.000s"}
     assert asked.body == {"a": None, "b": [1]}, "a null removes a field: it has to arrive"
     expected = {"POST": "application/json", "PATCH": "application/merge-patch+json"}
     assert asked.headers["Content-Type"] == expected[verb]
@@ -176,3 +180,150 @@ async def test_without_a_cluster_it_says_so(tmp_path: Path, monkeypatch: pytest.
     with pytest.raises(UserError, match="KUBECONFIG: no API server to talk to"):
         async with connection.connect(version="0", observer=lambda *_: None):
             raise AssertionError("it connected")
+
+
+def fenced(left: Callable[[], float], *, delivery: float = 1.0) -> Any:
+    """A connection whose writes have to be over within so long."""
+    fence = Fence(left=left, delivery=delivery)
+    return connection.connect(version="1", observer=lambda *_: None, identity="pod-a_1", fence=fence)
+
+
+WRITES: list[tuple[str, Callable[[Connection], Any]]] = [
+    ("POST", lambda api: api.post("/x", {"a": 1})),
+    ("PATCH", lambda api: api.patch("/x", {"a": 1})),
+    ("DELETE", lambda api: api.delete("/x", uid="u")),
+]
+
+
+@pytest.mark.parametrize(("verb", "write"), WRITES, ids=[verb for verb, _ in WRITES])
+async def test_a_write_ends_on_both_sides_before_the_fence_closes(
+    api: Connection, server: ApiServer, verb: str, write: Callable[[Connection], Any]
+) -> None:
+    server.on(verb, "/x", {})
+    async with fenced(lambda: 5.0) as found:
+        await write(found)
+    assert server.last().query["timeout"] == "3.500s", "half a second to connect, and a second on the way"
+    assert server.last().headers["User-Agent"] == "finetune-operator/1 (pod-a_1)"
+
+
+@pytest.mark.parametrize(("verb", "write"), WRITES, ids=[verb for verb, _ in WRITES])
+async def test_behind_a_closed_fence_nothing_is_written_and_all_can_be_read(
+    api: Connection, server: ApiServer, verb: str, write: Callable[[Connection], Any]
+) -> None:
+    server.on(verb, "/x", {})
+    server.on("GET", "/x", {"a": 1})
+    async with fenced(lambda: 0.0) as found:
+        with pytest.raises(TransientError, match="doesn't hold the lease"):
+            await write(found)
+        assert await found.get("/x") == {"a": 1}
+    assert [asked.verb for asked in server.asked] == ["GET"]
+
+
+@pytest.mark.parametrize(("verb", "write"), WRITES, ids=[verb for verb, _ in WRITES])
+@pytest.mark.parametrize("warm", [False, True], ids=["a new connection", "a connection that is there"])
+@pytest.mark.parametrize("closes", [1, 2], ids=["before the headers", "before the body"])
+async def test_a_fence_that_closes_while_the_request_is_made_holds_it_back(
+    api: Connection, server: ApiServer, verb: str, write: Callable[[Connection], Any], warm: bool, closes: int
+) -> None:
+    """As after SIGSTOP and SIGCONT between the decision to write and the bytes."""
+    server.on(verb, "/x", {})
+    server.on("GET", "/x", {})
+    asked = 0
+
+    def left() -> float:
+        nonlocal asked
+        asked += 1
+        return 5.0 if asked <= closes else 0.0
+
+    async with fenced(left) as found:
+        if warm:
+            await found.get("/x")
+        before = len(server.asked)
+        with pytest.raises(TransientError, match="not sent: the lease may have run out"):
+            await write(found)
+        await found.get("/x")
+    assert asked == closes + 1
+    assert [request.verb for request in server.asked[before:]] == ["GET"]
+
+
+async def test_a_connection_that_took_too_long_to_make_holds_the_write_back(api: Connection, server: ApiServer) -> None:
+    server.on("POST", "/x", {})
+    rest = iter([5.0, 4.4])
+    async with fenced(lambda: next(rest)) as found:
+        with pytest.raises(TransientError, match="not sent"):
+            await found.post("/x", {})
+    assert server.asked == []
+
+
+async def test_whether_every_write_is_over_is_known(api: Connection, server: ApiServer) -> None:
+    began, answer = asyncio.Event(), asyncio.Event()
+
+    async def slow(_: web.Request) -> web.StreamResponse:
+        began.set()
+        await answer.wait()
+        return web.json_response({})
+
+    server.calls("POST", "/slow", slow)
+    async with fenced(lambda: 5.0) as found:
+        assert await found.settled(seconds=0.01)
+        task = asyncio.create_task(found.post("/slow", {}))
+        await began.wait()
+        assert not await found.settled(seconds=0.01), "one is under way"
+        asyncio.get_running_loop().call_later(0.05, answer.set)
+        assert await found.settled(seconds=5)
+        await task
+
+
+async def test_a_write_without_an_answer_is_not_over(api: Connection, server: ApiServer) -> None:
+    began = asyncio.Event()
+
+    async def silent(_: web.Request) -> web.StreamResponse:
+        began.set()
+        await asyncio.sleep(60)
+        return web.Response()
+
+    server.calls("POST", "/silent", silent)
+    async with fenced(lambda: 1.0, delivery=0.2) as found:
+        task = asyncio.create_task(found.post("/silent", {}))
+        await began.wait()
+        task.cancel()
+        await asyncio.wait([task])
+        assert not await found.settled(seconds=0.01), "it was sent, and may still be carried out"
+        await asyncio.sleep(1.0)
+        assert await found.settled(seconds=0.01), "by now the API server has given it up"
+
+
+def test_the_kernel_forgets_what_it_has_not_delivered() -> None:
+    make: Any = connection._sockets(Fence(delivery=1.5))
+    with make((socket.AF_INET, socket.SOCK_STREAM, 0, "", ("127.0.0.1", 1))) as made:
+        assert made.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) == 1500
+        linger = made.getsockopt(socket.SOL_SOCKET, socket.SO_LINGER, 8)
+        assert struct.unpack("ii", linger) == (1, 0)
+
+
+async def test_what_was_not_read_by_the_other_side_is_gone_when_the_write_is_given_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The bytes stay in this machine's buffers while the other side's are full; without the option they'd arrive."""
+    monkeypatch.delenv("KUBERNETES_SERVICE_HOST", raising=False)
+    with socket.socket() as listener:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2048)
+        listener.bind(("127.0.0.1", 0))
+        listener.listen()
+        listener.setblocking(False)
+        server = f"http://127.0.0.1:{listener.getsockname()[1]}"
+        monkeypatch.setenv("KUBECONFIG", str(apiserver.kubeconfig(tmp_path / "kubeconfig", server=server)))
+        async with fenced(lambda: 3.0, delivery=5) as found:  # given up after half a second
+            with pytest.raises(TransientError):
+                await found.post("/x", {"a": "x" * 500_000})
+        accepted, _ = listener.accept()
+        with accepted:
+            accepted.settimeout(5)
+            received, reset = 0, False
+            try:
+                while part := accepted.recv(65536):
+                    received += len(part)
+            except ConnectionResetError:
+                reset = True
+    assert reset
+    assert received < 400_000

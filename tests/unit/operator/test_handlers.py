@@ -1,6 +1,5 @@
 """kopf's handlers and settings: an event source, and nothing that writes."""
 
-import asyncio
 import itertools
 from dataclasses import dataclass, field
 from typing import Any, cast
@@ -22,10 +21,9 @@ from tests.worlds import KEY
 class Operator:
     """What the handlers call, and what they called."""
 
-    cache: Cache = field(default_factory=Cache)
+    cache: Cache = field(default_factory=worlds.cache)
     woken: list[Key] = field(default_factory=list)
-    problem: str | None = None
-    stopped: bool = False
+    told: list[tuple[str, str]] = field(default_factory=list)
 
     async def credentials(self) -> Credentials:
         return Credentials(
@@ -37,18 +35,13 @@ class Operator:
             private_key_path=None,
         )
 
-    async def stop(self) -> None:
-        self.stopped = True
-
     @property
     def shell(self) -> Shell:
         return Shell(
             cache=self.cache,
             wake=self.woken.append,
             credentials=self.credentials,
-            trouble=lambda: self.problem,
-            started=lambda: None,
-            stop=self.stop,
+            told=lambda kind, namespace: self.told.append((kind, namespace)),
         )
 
 
@@ -74,7 +67,7 @@ def test_no_handler_that_writes_is_registered(registry: kopf.OperatorRegistry) -
         assert getattr(registry, kind).get_all_handlers() == [], kind
     assert sorted(handler.id for handler in registry._watching.get_all_handlers()) == sorted(k.plural for k in KINDS)
     activities: Any = registry._activities.get_all_handlers()
-    assert sorted(handler.activity.value for handler in activities) == ["authentication", "cleanup", "probe", "startup"]
+    assert sorted(handler.activity.value for handler in activities) == ["authentication"]
 
 
 def test_no_handler_is_registered_behind_the_back() -> None:
@@ -101,6 +94,7 @@ async def test_an_event_goes_into_the_cache_and_names_the_run(
     assert operator.woken == [KEY], "the same version is no news"
     assert await handler.fn(event={"type": "DELETED", "object": body}) is None
     assert operator.woken == [KEY, KEY]
+    assert operator.told == [(kind.name, KEY.namespace)] * 4, "each shows that the watch works"
 
 
 def test_kopf_writes_nothing_and_never_gives_up() -> None:
@@ -124,20 +118,6 @@ def test_kopf_writes_nothing_and_never_gives_up() -> None:
 async def test_kopf_gets_the_operators_own_credentials(registry: kopf.OperatorRegistry) -> None:
     info = await activity(registry, "authentication").fn()
     assert (info.server, info.scheme, info.token, info.ca_path) == ("https://10.96.0.1", "Bearer", "abc", "/ca.crt")
-
-
-async def test_the_probe_is_red_while_there_is_trouble(operator: Operator, registry: kopf.OperatorRegistry) -> None:
-    probe = activity(registry, "probe")
-    assert probe.errors == kopf.ErrorsMode.PERMANENT, "any other keeps the caller waiting"
-    assert await probe.fn() == "ok"
-    operator.problem = "the last good resync was 99 s ago"
-    with pytest.raises(kopf.PermanentError, match="99 s ago"):
-        await probe.fn()
-
-
-async def test_at_the_end_the_operators_tasks_are_stopped(operator: Operator, registry: kopf.OperatorRegistry) -> None:
-    await asyncio.wait_for(activity(registry, "cleanup").fn(), timeout=1)
-    assert operator.stopped
 
 
 def test_only_the_operators_own_children_are_watched() -> None:

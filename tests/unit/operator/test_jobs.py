@@ -67,7 +67,7 @@ def evict(memory: Memory, found: Ref) -> None:
 
 
 def delete(memory: Memory, found: Ref) -> None:
-    memory.delete(found)
+    memory.delete_object(found)
 
 
 @pytest.mark.parametrize("step", [evict, delete])

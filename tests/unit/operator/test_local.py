@@ -162,9 +162,9 @@ async def test_a_failure_is_explained_and_the_next_start_is_a_new_run(made: Made
 
 
 async def test_what_is_not_built_is_refused_as_in_a_cluster(made: Made) -> None:
-    session, printed = made(manifest(method={"type": "QLoRA"}))
+    session, printed = made(manifest(profile="a100"))
     assert await session.train() == 1
-    assert "NotSupported: spec.method.type" in printed.getvalue()
+    assert "NotSupported: spec.profile" in printed.getvalue()
 
 
 async def test_a_trainer_that_cannot_be_started_says_why(

@@ -186,7 +186,7 @@ def test_every_path_in_the_configuration_is_below_a_mount(name: str) -> None:
     mounts = [mount["mountPath"] for mount in container["volumeMounts"]]
     config = manifests.trainer_config(run(name), attempt=2)
     paths = [config.run_path, config.dataset.train.path, *([config.model.path] if config.model.path else [])]
-    assert all(any(path == mount or path.startswith(f"{mount}/") for mount in mounts) for path in paths)
+    assert all(path and any(path == mount or path.startswith(f"{mount}/") for mount in mounts) for path in paths)
     assert {m["name"] for m in container["volumeMounts"]} == {
         v["name"] for v in job["spec"]["template"]["spec"]["volumes"]
     }
@@ -214,8 +214,11 @@ def test_an_event_s_time_is_in_utc_whatever_the_trainer_s_clock_shows() -> None:
     assert manifests.event(worlds.run(), entry)["lastTimestamp"] == "2026-03-01T12:00:00Z"
 
 
+WENT_WRONG = (EventType.FAILED, EventType.RESTARTED, EventType.HUNG)
+
+
 @pytest.mark.parametrize("kind", list(EventType))
 def test_only_what_went_wrong_is_a_warning(kind: EventType) -> None:
     event = manifests.event(worlds.run(), RunEvent(sequence=1, type=kind, time=worlds.NOW))
-    assert event["type"] == ("Warning" if kind in (EventType.FAILED, EventType.RESTARTED) else "Normal")
+    assert event["type"] == ("Warning" if kind in WENT_WRONG else "Normal")
     assert event["reason"] == kind.value.title().replace("_", "")

@@ -4,8 +4,9 @@ import pytest
 
 from finetune_api.status import FineTuneRunStatus
 from finetune_operator import jobs, manifests
-from finetune_operator.errors import ConflictError, ExistsError, GoneError, RefusedError, TakenError
+from finetune_operator.errors import ConflictError, ExistsError, GoneError, RefusedError, TakenError, UserError
 from finetune_operator.memory import CLAIM, EVENT, JOB, POD, Memory, Ref
+from finetune_operator.settings import Limits
 from finetune_operator.world import Run, World
 from tests import worlds
 from tests.worlds import KEY
@@ -22,7 +23,7 @@ def memory() -> Memory:
 
 
 def observe(memory: Memory) -> World:
-    world = worlds.finish(memory.observe(KEY, fresh=True))
+    world = worlds.finish(memory.observe(KEY, fresh=True, now=worlds.NOW))
     assert world is not None
     return world
 
@@ -87,12 +88,12 @@ def test_what_was_handed_out_can_be_changed_without_harm(memory: Memory) -> None
 def test_what_is_gone_is_told(memory: Memory) -> None:
     old = memory.get(Ref.run(KEY))
     assert old is not None
-    memory.delete(Ref.run(KEY))
+    memory.delete_object(Ref.run(KEY))
     with pytest.raises(GoneError):
         memory.update(old)
     with pytest.raises(GoneError):
-        memory.delete(Ref.run(KEY))
-    assert worlds.finish(memory.observe(KEY, fresh=True)) is None
+        memory.delete_object(Ref.run(KEY))
+    assert worlds.finish(memory.observe(KEY, fresh=True, now=worlds.NOW)) is None
 
 
 def test_a_status_is_written_to_the_version_and_the_run_that_was_read(memory: Memory) -> None:
@@ -101,7 +102,7 @@ def test_a_status_is_written_to_the_version_and_the_run_that_was_read(memory: Me
     assert written.status.attempt == 1
     with pytest.raises(ConflictError):
         worlds.finish(memory.write_status(run, FineTuneRunStatus(attempt=2)))
-    memory.delete(Ref.run(KEY))
+    memory.delete_object(Ref.run(KEY))
     memory.add(worlds.body(uid="another"))
     with pytest.raises(GoneError):
         worlds.finish(memory.write_status(written, FineTuneRunStatus(attempt=2)))
@@ -112,7 +113,7 @@ def test_a_child_is_created_once_and_another_run_s_is_left_alone(memory: Memory)
     before = memory.get(JOB_REF)
     create_children(memory)
     assert memory.get(JOB_REF) == before
-    memory.delete(Ref.run(KEY))
+    memory.delete_object(Ref.run(KEY))
     memory.add(worlds.body(uid="another"))
     other = observe(memory).run
     with pytest.raises(TakenError, match="support-bot-1"):
@@ -136,7 +137,7 @@ def test_garbage_goes_from_owner_to_owned_and_the_claim_stays(memory: Memory) ->
     create_children(memory)
     jobs.control(memory)
     assert not memory.collect_garbage()
-    memory.delete(Ref.run(KEY))
+    memory.delete_object(Ref.run(KEY))
     assert memory.collect_garbage()
     assert (memory.all(JOB), len(memory.all(POD))) == ([], 1)
     assert memory.collect_garbage()
@@ -150,9 +151,9 @@ def test_a_running_pod_is_deleted_when_it_has_ended(memory: Memory) -> None:
     jobs.control(memory)
     pod = Ref.of(memory.all(POD)[0])
     jobs.start_pod(memory, pod)
-    memory.delete(pod)
-    memory.delete(pod)
-    assert observe(memory).pods[0].deleted
+    memory.delete_object(pod)
+    memory.delete_object(pod)
+    assert observe(memory).pods[0].deletion
     jobs.end_pod(memory, pod, exit_code=75)
     assert memory.all(POD) == []
     assert observe(memory).jobs[0].failed
@@ -175,3 +176,45 @@ def test_warnings_are_those_about_the_run_s_children(memory: Memory) -> None:
             event = {"kind": EVENT, "metadata": metadata | {"name": f"{kind}{number}"}, "involvedObject": involved}
             memory.add(event | {"type": kind, "reason": kind, "message": "m"})
     assert [warning.reason for warning in worlds.finish(memory.warnings(world))] == ["Warning"]
+
+
+def test_whose_turn_it_is_follows_what_is_kept() -> None:
+    memory = Memory(clock=worlds.Clock(), limits=Limits(1))
+    for number, name in enumerate(("first", "second")):
+        memory.add(worlds.body(name=name, uid=name, creationTimestamp=f"2026-03-01T12:00:0{number}Z"))
+    assert memory.line.called() == {"first"}
+    memory.delete_object(Ref.run(KEY._replace(name="first")))
+    assert memory.line.called() == {"second"}
+
+
+def test_exactly_the_child_that_was_seen_is_deleted(memory: Memory) -> None:
+    run = create_children(memory)
+    (job,) = observe(memory).jobs
+    memory.delete_object(JOB_REF)
+    create_children(memory)
+    worlds.finish(memory.delete(run, job))
+    assert len(memory.all(JOB)) == 1, "another one of the same name"
+    worlds.finish(memory.delete(run, observe(memory).jobs[0]))
+    worlds.finish(memory.delete(run, job))
+    assert memory.all(JOB) == []
+
+
+def test_exactly_the_version_of_a_run_that_was_seen_is_deleted(memory: Memory) -> None:
+    old = observe(memory).run
+    written = worlds.finish(memory.write_status(old, FineTuneRunStatus(attempt=1)))
+    with pytest.raises(ConflictError):
+        worlds.finish(memory.delete_run(old))
+    worlds.finish(memory.delete_run(written))
+    worlds.finish(memory.delete_run(written))
+    assert memory.get(Ref.run(KEY)) is None
+    memory.add(worlds.body(uid="another"))
+    worlds.finish(memory.delete_run(written))
+    assert memory.get(Ref.run(KEY)) is not None
+
+
+def test_the_model_of_another_run_is_found_in_the_same_namespace(memory: Memory) -> None:
+    memory.add(worlds.body({"model.uri": f"run://{KEY.name}"}, name="child", uid="child"))
+    world = worlds.finish(memory.observe(KEY._replace(name="child"), fresh=True, now=worlds.NOW))
+    assert world is not None
+    assert isinstance(world.model, UserError)
+    assert "hasn't finished" in str(world.model)

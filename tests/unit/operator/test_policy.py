@@ -8,7 +8,7 @@ import pytest
 from finetune_api.snapshot import FINAL_CODES, REASONS, ExitCode
 from finetune_operator import policy
 from finetune_operator.policy import CHECKS, Action, Check, Decision
-from finetune_operator.world import World
+from finetune_operator.world import Turn, World
 from tests import worlds
 
 FINISHED = {
@@ -31,6 +31,259 @@ def failed(pod: Any, **more: Any) -> World:
 
 def decided_by(found: World) -> Check:
     return next(check for check in CHECKS if check(found) is not None)
+
+
+def ended_at(seconds: float, **spec: Any) -> World:
+    """A run that ended that many seconds ago."""
+    done = worlds.status(1, conditions=[FINISHED], completionTime=worlds.NOW)
+    return world(status=done, changes=spec, now=worlds.at(seconds))
+
+
+PAUSED = {
+    "type": "Suspended",
+    "status": "True",
+    "reason": "Suspended",
+    "lastTransitionTime": worlds.NOW.isoformat(),
+}
+WAITS = Turn(admitted=False, position=3, reason="NamespaceLimit", message="10 of 10 are active.")
+
+
+def paused(attempt: int = 1, *, changes: dict[str, Any] | None = None, **parts: Any) -> World:
+    """It is recorded that the run is paused."""
+    status = worlds.status(attempt, started=attempt > 0, conditions=[PAUSED], **parts.pop("told", {}))
+    return world(status=status, changes=changes, **parts)
+
+
+def early(reason: str) -> dict[str, Any]:
+    """The operator has recorded that it ends attempt 1."""
+    return {"reason": reason, "message": "It takes too long.", "attempt": 1}
+
+
+RUNS: dict[str, Any] = {"jobs": (worlds.job(),), "pods": (worlds.running(),)}
+SUSPEND: dict[str, Any] = {"suspend": True}
+CANCEL: dict[str, Any] = {"cancel": True}
+COMPLETE: dict[str, Any] = {"jobs": (worlds.job(complete=True),), "pods": (worlds.ended(0),)}
+STOPPED: dict[str, Any] = {"jobs": (FAILED_JOB,), "pods": (worlds.ended(75),)}
+HANGS = worlds.snapshot(
+    5, time=worlds.at(2000), progress=worlds.progress(5, last_step_time=worlds.at(100), cpu_utilization=0.0)
+)
+
+
+def active(seconds: float, *, limit: int, earlier: int = 0, **parts: Any) -> World:
+    """Attempt 1 has run for so long, the attempts before it for `earlier`."""
+    status = worlds.status(1, started=True, earlierActiveSeconds=earlier, **parts.pop("told", {}))
+    found = RUNS | {"now": worlds.at(5 + seconds), "changes": {"activeDeadlineSeconds": limit}} | parts
+    return world(status=status, **found)
+
+
+def story(id_: str, found: World, check: Check, action: Action) -> Any:
+    return pytest.param(found, check, action, id=id_)
+
+
+LIFECYCLE: list[Any] = [
+    story(
+        "the time after its end is over",
+        ended_at(3600, ttlSecondsAfterFinished=3600),
+        policy.delete_what_has_outlived_its_time,
+        Action.DELETE,
+    ),
+    story(
+        "it is to be deleted at its end",
+        ended_at(0, ttlSecondsAfterFinished=0),
+        policy.delete_what_has_outlived_its_time,
+        Action.DELETE,
+    ),
+    story(
+        "the time after its end is not over",
+        ended_at(3599, ttlSecondsAfterFinished=3600),
+        policy.leave_finished_runs_alone,
+        Action.REST,
+    ),
+    story(
+        "a job turns up after the end",
+        world(**RUNS, status=worlds.status(1, conditions=[FINISHED])),
+        policy.end_what_outlived_its_run,
+        Action.STOP,
+    ),
+    story("it is kept for ever", ended_at(10**9), policy.leave_finished_runs_alone, Action.REST),
+    story(
+        "a time to live says nothing of a run that goes on",
+        world(**RUNS, changes={"ttlSecondsAfterFinished": 0}, now=worlds.at(10**6)),
+        policy.follow,
+        Action.FOLLOW,
+    ),
+    story("paused before its first attempt", worlds.world(worlds.run(SUSPEND)), policy.pause, Action.PAUSE),
+    story("paused while it waits", worlds.world(worlds.run(SUSPEND), turn=WAITS), policy.pause, Action.PAUSE),
+    story(
+        "paused when an attempt is recorded, without a job",
+        world(started=False, changes=SUSPEND),
+        policy.pause,
+        Action.PAUSE,
+    ),
+    story(
+        "paused before its pod runs",
+        world(started=False, changes=SUSPEND, jobs=(worlds.job(),), pods=(worlds.pod(),)),
+        policy.stop_what_must_end,
+        Action.STOP,
+    ),
+    story("paused while it trains", world(**RUNS, changes=SUSPEND), policy.stop_what_must_end, Action.STOP),
+    story(
+        "paused, the job is gone and the pod saves",
+        world(changes=SUSPEND, pods=(worlds.running(deletion=worlds.at(300)),)),
+        policy.stop_what_must_end,
+        Action.STOP,
+    ),
+    story("paused, job and pod are gone", world(changes=SUSPEND), policy.pause, Action.PAUSE),
+    story(
+        "paused, the pod has saved and ended",
+        world(changes=SUSPEND, pods=(worlds.ended(75),)),
+        policy.pause,
+        Action.PAUSE,
+    ),
+    story(
+        "paused while its job fails",
+        world(**STOPPED, changes=SUSPEND),
+        policy.judge_an_attempt_that_failed,
+        Action.PAUSE,
+    ),
+    story(
+        "paused while its trainer finds bad data",
+        world(jobs=(FAILED_JOB,), pods=(worlds.ended(65),), changes=SUSPEND),
+        policy.judge_an_attempt_that_failed,
+        Action.FAIL,
+    ),
+    story("paused while it completes", world(**COMPLETE, changes=SUSPEND), policy.finish_with_a_model, Action.SUCCEED),
+    story("it is paused", paused(changes=SUSPEND), policy.pause, Action.PAUSE),
+    story(
+        "it is paused, its failed job is still there", paused(**STOPPED, changes=SUSPEND), policy.pause, Action.PAUSE
+    ),
+    story(
+        "it is paused, a pod turns up late",
+        paused(changes=SUSPEND, pods=(worlds.running(),)),
+        policy.stop_what_must_end,
+        Action.STOP,
+    ),
+    story("it goes on", paused(), policy.begin, Action.BEGIN),
+    story("it goes on, its failed job is still there", paused(**STOPPED), policy.begin, Action.BEGIN),
+    story("it goes on, and its turn hasn't come", paused(turn=WAITS), policy.wait_for_its_turn, Action.WAIT),
+    story("paused before its first attempt, and it goes on", paused(0), policy.begin, Action.BEGIN),
+    story("canceled before its first attempt", worlds.world(worlds.run(CANCEL)), policy.cancel, Action.CANCEL),
+    story("canceled while it waits", worlds.world(worlds.run(CANCEL), turn=WAITS), policy.cancel, Action.CANCEL),
+    story(
+        "canceled when an attempt is recorded, without a job",
+        world(started=False, changes=CANCEL),
+        policy.cancel,
+        Action.CANCEL,
+    ),
+    story("canceled while it trains", world(**RUNS, changes=CANCEL), policy.stop_what_must_end, Action.STOP),
+    story("canceled, job and pod are gone", world(changes=CANCEL), policy.cancel, Action.CANCEL),
+    story("canceled while its job fails", world(**STOPPED, changes=CANCEL), policy.cancel, Action.CANCEL),
+    story(
+        "canceled between two attempts",
+        world(2, started=False, changes=CANCEL, **STOPPED),
+        policy.cancel,
+        Action.CANCEL,
+    ),
+    story("canceled while it is paused", paused(changes=CANCEL | SUSPEND), policy.cancel, Action.CANCEL),
+    story(
+        "canceled when its job is complete",
+        world(**COMPLETE, changes=CANCEL),
+        policy.finish_with_a_model,
+        Action.SUCCEED,
+    ),
+    story("active for less than the deadline", active(59, limit=60), policy.follow, Action.FOLLOW),
+    story("active for as long as the deadline", active(60, limit=60), policy.end_what_runs_too_long, Action.FOLLOW),
+    story(
+        "active for too long over two attempts",
+        active(30, limit=60, earlier=30),
+        policy.end_what_runs_too_long,
+        Action.FOLLOW,
+    ),
+    story(
+        "ended for its deadline, and not yet gone",
+        active(70, limit=60, told={"failure": early(policy.DEADLINE_EXCEEDED)}),
+        policy.stop_what_must_end,
+        Action.STOP,
+    ),
+    story(
+        "ended for its deadline, which was raised too late",
+        active(70, limit=600, told={"failure": early(policy.DEADLINE_EXCEEDED)}, jobs=(), pods=()),
+        policy.fail_after_the_deadline,
+        Action.FAIL,
+    ),
+    story("its deadline was raised in time", active(70, limit=600), policy.follow, Action.FOLLOW),
+    story(
+        "its job failed when the time was over",
+        active(70, limit=60, jobs=(FAILED_JOB,), pods=(worlds.ended(1, finished=worlds.at(66)),)),
+        policy.fail_after_the_deadline,
+        Action.FAIL,
+    ),
+    story(
+        "complete when the time was over", active(70, limit=60, **COMPLETE), policy.finish_with_a_model, Action.SUCCEED
+    ),
+    story(
+        "it is paused, and time goes by",
+        paused(
+            changes=SUSPEND | {"activeDeadlineSeconds": 60}, now=worlds.at(10**6), told={"earlierActiveSeconds": 59}
+        ),
+        policy.pause,
+        Action.PAUSE,
+    ),
+    story(
+        "a trainer that speaks of a deadline of its own",
+        world(**RUNS, status=worlds.status(1, started=True, failure=early(policy.DEADLINE_EXCEEDED) | {"exitCode": 1})),
+        policy.follow,
+        Action.FOLLOW,
+    ),
+    story("it hangs", world(**RUNS, snapshot=HANGS), policy.notice_a_hang, Action.FOLLOW),
+    story(
+        "ended because it hung, and not yet gone",
+        world(**RUNS, status=worlds.status(1, started=True, failure=early(policy.HUNG))),
+        policy.stop_what_must_end,
+        Action.STOP,
+    ),
+    story(
+        "ended because it hung, job and pod are gone",
+        world(status=worlds.status(1, started=True, failure=early(policy.HUNG))),
+        policy.judge_an_attempt_that_failed,
+        Action.BEGIN,
+    ),
+    story(
+        "ended because it hung, and complete after all",
+        world(**COMPLETE, status=worlds.status(1, started=True, failure=early(policy.HUNG))),
+        policy.finish_with_a_model,
+        Action.SUCCEED,
+    ),
+    story(
+        "ended because it hung, and paused meanwhile",
+        world(status=worlds.status(1, started=True, failure=early(policy.HUNG)), changes=SUSPEND),
+        policy.judge_an_attempt_that_failed,
+        Action.PAUSE,
+    ),
+    story(
+        "the attempt before hung",
+        world(
+            2,
+            status=worlds.status(2, started=True, failure=early(policy.HUNG)),
+            jobs=(worlds.job(2),),
+            pods=(worlds.running(2),),
+        ),
+        policy.follow,
+        Action.FOLLOW,
+    ),
+    story(
+        "a spec that can't be read any more, recorded and without a job",
+        world(started=False, changes={"training.maxDuration": "3 epochs"}),
+        policy.create_what_was_recorded,
+        Action.FAIL,
+    ),
+    story(
+        "a job of the run without an attempt's number",
+        worlds.world(jobs=(worlds.job(0, complete=True),), pods=(worlds.ended(0, 0),)),
+        policy.begin,
+        Action.BEGIN,
+    ),
+]
 
 
 def deleted() -> World:
@@ -64,12 +317,32 @@ STORIES: list[Any] = [
         id="a spec that can't be read",
     ),
     pytest.param(
-        worlds.world(worlds.run({"suspend": True})),
+        worlds.world(worlds.run({"queue.name": "team-a"})),
         policy.refuse_what_is_not_built,
         Action.REFUSE,
         id="a spec that asks for what isn't built",
     ),
-    pytest.param(worlds.world(), policy.begin_the_first_attempt, Action.BEGIN, id="a new run"),
+    pytest.param(
+        worlds.world(worlds.run({"model.uri": "run://nobody"})),
+        policy.refuse_a_model_that_is_not_there,
+        Action.REFUSE,
+        id="a model of a run that isn't there",
+    ),
+    pytest.param(
+        world(changes={"model.uri": "run://nobody"}, jobs=(worlds.job(),), pods=(worlds.running(),)),
+        policy.follow,
+        Action.FOLLOW,
+        id="the model's run is gone, this one has begun",
+    ),
+    pytest.param(worlds.world(), policy.begin, Action.BEGIN, id="a new run"),
+    pytest.param(worlds.world(turn=WAITS), policy.wait_for_its_turn, Action.WAIT, id="its turn hasn't come"),
+    pytest.param(
+        worlds.world(turn=Turn(admitted=False, never="asks for 9 gpus, and all may use 8: ask for fewer")),
+        policy.refuse_what_never_fits,
+        Action.REFUSE,
+        id="its turn can never come",
+    ),
+    *LIFECYCLE,
     pytest.param(
         world(started=False), policy.create_what_was_recorded, Action.CREATE, id="an attempt recorded, without a job"
     ),
@@ -86,13 +359,13 @@ STORIES: list[Any] = [
         id="a second attempt recorded, the first one's pod still runs",
     ),
     pytest.param(
-        world(2, started=False, pods=(worlds.running(1, deleted=True),)),
+        world(2, started=False, pods=(worlds.running(1, deletion=worlds.at(30)),)),
         policy.follow,
         Action.FOLLOW,
         id="the first one's job is deleted, its pod still runs",
     ),
     pytest.param(
-        world(started=False, pods=(worlds.pod(deleted=True),)),
+        world(started=False, pods=(worlds.pod(deletion=worlds.at(30)),)),
         policy.follow,
         Action.FOLLOW,
         id="the job was deleted before its pod ran, and the pod is still there",
@@ -128,7 +401,7 @@ STORIES: list[Any] = [
     pytest.param(failed(worlds.running()), policy.follow, Action.FOLLOW, id="the job has failed, its pod still ends"),
     pytest.param(world(), policy.judge_an_attempt_that_failed, Action.BEGIN, id="the job was deleted while it ran"),
     pytest.param(
-        world(pods=(worlds.running(deleted=True),)),
+        world(pods=(worlds.running(deletion=worlds.at(30)),)),
         policy.follow,
         Action.FOLLOW,
         id="the job was deleted while it ran, its pod still ends",
@@ -224,7 +497,7 @@ def reason(found: World) -> str:
         pytest.param(failed(None), policy.POD_LOST, "BackoffLimitExceeded too many", id="the pod is gone"),
         pytest.param(world(), policy.JOB_LOST, "was deleted", id="the job is gone"),
         pytest.param(
-            worlds.world(worlds.run({"method.type": "QLoRA"})), policy.NOT_SUPPORTED, "spec.method.type", id="not built"
+            worlds.world(worlds.run({"profile": "a100"})), policy.NOT_SUPPORTED, "spec.profile", id="not built"
         ),
         pytest.param(
             worlds.world(worlds.run({"method.type": "LORA"})), policy.INVALID, "spec.method.type", id="not valid"
@@ -243,6 +516,75 @@ def test_a_long_last_word_is_cut() -> None:
         failure = policy.decide(failed(worlds.ended(1, last_word=word))).failure
         assert failure is not None
         assert len(failure.message) <= 1024
+
+
+def hung(times: int, *, saved: int = 0, limit: int = 100) -> Decision:
+    """Ended because it hung, after so many that were."""
+    there = [worlds.saved(saved).model_dump()] if saved else []
+    told = {"hangRestarts": times, "restartsWithoutProgress": times, "checkpoints": there}
+    status = worlds.status(1, started=True, failure=early(policy.HUNG), **told)
+    return policy.decide(world(status=status, changes={"recovery.maxRestartsWithoutProgress": limit}))
+
+
+@pytest.mark.parametrize(
+    ("decision", "action"),
+    [
+        pytest.param(hung(0), Action.BEGIN, id="the first"),
+        pytest.param(hung(2), Action.BEGIN, id="the third in a row"),
+        pytest.param(hung(3), Action.FAIL, id="the fourth in a row"),
+        pytest.param(hung(3, saved=5), Action.BEGIN, id="a new checkpoint forgives the earlier ones"),
+        pytest.param(hung(1, limit=1), Action.FAIL, id="the user allows fewer"),
+    ],
+)
+def test_an_attempt_that_hung_is_followed_by_another_three_times_in_a_row(decision: Decision, action: Action) -> None:
+    assert decision.action is action
+    assert decision.failure is not None
+    assert decision.failure.reason == policy.HUNG
+    assert decision.counted is (action is Action.BEGIN)
+
+
+@pytest.mark.parametrize(("asked", "recorded"), [("Notify", False), ("Restart", True)])
+def test_a_hang_is_told_and_ends_the_attempt_only_if_that_is_asked_for(asked: str, recorded: bool) -> None:
+    decision = policy.decide(world(**RUNS, snapshot=HANGS, changes={"recovery.onHang": asked}))
+    assert decision.action is Action.FOLLOW
+    assert decision.hung.startswith("No step since batch 5 at 2026-03-01 12:01:40 UTC")
+    assert (decision.failure is not None and decision.failure.reason == policy.HUNG) is recorded
+
+
+def test_a_deadline_says_how_long_the_run_was_active() -> None:
+    decision = policy.decide(active(40, limit=60, earlier=30))
+    assert decision.failure is not None
+    assert decision.failure.message == "The run was active for 70 s; spec.activeDeadlineSeconds is 60"
+    assert (decision.failure.attempt, decision.failure.pod) == (1, "support-bot-1-abcde")
+
+
+@pytest.mark.parametrize(
+    ("found", "left"),
+    [
+        pytest.param(ended_at(10, ttlSecondsAfterFinished=60), timedelta(seconds=50), id="later"),
+        pytest.param(ended_at(70, ttlSecondsAfterFinished=60), timedelta(seconds=-10), id="already"),
+        pytest.param(ended_at(0, ttlSecondsAfterFinished=0), timedelta(), id="at once"),
+        pytest.param(ended_at(10), None, id="never"),
+        pytest.param(world(**RUNS, changes={"ttlSecondsAfterFinished": 0}), None, id="not while it goes on"),
+    ],
+)
+def test_when_a_run_is_deleted(found: World, left: timedelta | None) -> None:
+    assert policy.expires(found) == left
+
+
+@pytest.mark.parametrize(
+    ("found", "left"),
+    [
+        pytest.param(active(20, limit=60), 40, id="while it runs"),
+        pytest.param(active(20, limit=60, earlier=30), 10, id="after other attempts"),
+        pytest.param(paused(changes={"activeDeadlineSeconds": 60}, told={"earlierActiveSeconds": 25}), 35, id="paused"),
+        pytest.param(
+            active(900, limit=60, jobs=(FAILED_JOB,), pods=(worlds.ended(1),)), 5, id="its pod has ended after 55 s"
+        ),
+    ],
+)
+def test_time_that_is_left_is_active_time(found: World, left: float) -> None:
+    assert policy.time_left(found) == timedelta(seconds=left)
 
 
 @pytest.mark.parametrize(
@@ -266,10 +608,10 @@ def test_a_lost_job_is_free() -> None:
     assert not policy.decide(world()).counted
 
 
-def spent(used: int, *, limit: int = 3, code: int = 1, saved: float | None = None) -> Decision:
-    """After so many restarts without progress; a checkpoint was saved so many seconds after NOW."""
-    there = [] if saved is None else [worlds.saved(5, time=worlds.at(saved)).model_dump()]
-    status = worlds.status(1, started=True, restartsWithoutProgress=used, checkpoints=there)
+def spent(used: int, *, limit: int = 3, code: int = 1, saved: int = 0) -> Decision:
+    """After so many restarts without progress; the attempts before saved step 5, this one `saved`."""
+    there = [worlds.saved(saved).model_dump()] if saved else []
+    status = worlds.status(1, started=True, restartsWithoutProgress=used, earlierStep=5, checkpoints=there)
     changes = {"recovery.maxRestartsWithoutProgress": limit}
     return policy.decide(failed(worlds.ended(code), status=status, changes=changes))
 
@@ -281,22 +623,20 @@ def spent(used: int, *, limit: int = 3, code: int = 1, saved: float | None = Non
         pytest.param(spent(3), Action.FAIL, id="none is left"),
         pytest.param(spent(0, limit=0), Action.FAIL, id="none was allowed"),
         pytest.param(spent(3, code=75), Action.BEGIN, id="a free one is always left"),
-        pytest.param(spent(3, saved=30), Action.BEGIN, id="a new checkpoint forgives the earlier ones"),
-        pytest.param(spent(3, saved=-30), Action.FAIL, id="an old checkpoint doesn't"),
-        pytest.param(spent(0, code=65, saved=30), Action.FAIL, id="bad data is final all the same"),
+        pytest.param(spent(3, saved=6), Action.BEGIN, id="a checkpoint of a later step forgives the earlier ones"),
+        pytest.param(spent(3, saved=5), Action.FAIL, id="the same step again doesn't"),
+        pytest.param(spent(0, code=65, saved=6), Action.FAIL, id="bad data is final all the same"),
     ],
 )
 def test_restarts_without_progress_are_limited(decision: Decision, action: Action) -> None:
     assert decision.action is action
 
 
-def test_a_checkpoint_in_the_last_word_is_progress_even_if_nobody_saw_the_pod_run() -> None:
-    word = worlds.last_word(1, checkpoints=(worlds.saved(5, time=worlds.at(30)),))
-    found = failed(worlds.ended(1, last_word=word), started=False)
-    assert found.started is not None
-    assert policy.made_progress(found)
-    before = worlds.last_word(1, checkpoints=(worlds.saved(5, time=worlds.at(5) - timedelta(seconds=1)),))
-    assert not policy.made_progress(failed(worlds.ended(1, last_word=before), started=False))
+@pytest.mark.parametrize(("step", "progressed"), [(4, False), (5, False), (6, True)])
+def test_a_later_step_in_the_last_word_is_progress_even_if_nobody_saw_the_pod_run(step: int, progressed: bool) -> None:
+    word = worlds.last_word(1, checkpoints=(worlds.saved(step),))
+    status = worlds.status(1, earlierStep=5)
+    assert policy.made_progress(failed(worlds.ended(1, last_word=word), status=status)) is progressed
 
 
 RECORDED = {"reason": "DataInvalid", "message": "line 17", "exitCode": 65, "attempt": 1}

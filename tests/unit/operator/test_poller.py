@@ -33,7 +33,7 @@ def target(ip: str = "10.0.0.7") -> Target:
 @pytest.fixture
 def cache() -> Cache:
     """A run whose first attempt runs."""
-    found = Cache()
+    found = worlds.cache()
     found.put(kinds.RUN, worlds.body(status=worlds.status()))
     found.put(kinds.JOB, bodies.job())
     found.put(kinds.POD, bodies.running())
@@ -90,7 +90,7 @@ async def test_what_a_trainer_says_is_kept_and_wakes_its_run_when_it_is_news(cac
         found.follow(KEY)
         found.follow(KEY)
         await trainers.until(6)
-    world = cache.world(KEY)
+    world = cache.world(KEY, now=worlds.NOW)
     assert world
     assert world.snapshot == worlds.snapshot(2)
     assert trainers.woken == [KEY, KEY]
@@ -135,7 +135,7 @@ async def test_what_is_no_answer_is_counted_and_asked_again(cache: Cache, answer
     async with polling(trainers, cache) as found:
         found.follow(KEY)
         await trainers.until(2)
-    world = cache.world(KEY)
+    world = cache.world(KEY, now=worlds.NOW)
     assert world
     assert world.snapshot is None
     assert trainers.woken == []

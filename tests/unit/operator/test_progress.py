@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from finetune_api.snapshot import EventType, Snapshot
 from finetune_api.status import FineTuneRunStatus, Progress, RunEvent
 from finetune_operator import progress
-from finetune_operator.progress import EVENT_LIMIT, IN_PLACE, PER_ATTEMPT, Happening
+from finetune_operator.progress import EVENT_LIMIT, PER_ATTEMPT, RETOLD, Happening
 from tests import worlds
 
 ONCE_A_RUN = frozenset(EventType) - PER_ATTEMPT
@@ -43,13 +43,13 @@ def test_once_in_an_attempt_means_again_in_the_next(kind: EventType) -> None:
     assert [(event.sequence, event.attempt) for event in events] == [(1, 1), (2, 2)]
 
 
-@pytest.mark.parametrize("kind", sorted(IN_PLACE))
+@pytest.mark.parametrize("kind", sorted(RETOLD))
 def test_what_is_replaced_in_place_keeps_its_sequence(kind: EventType) -> None:
     events = history(happening(kind), happening(EventType.TRAIN_FINISHED), happening(kind, message="Further."))
     assert [(event.sequence, event.message) for event in events] == [(1, "Further."), (2, "It happened.")]
 
 
-@pytest.mark.parametrize("kind", sorted(frozenset(EventType) - IN_PLACE))
+@pytest.mark.parametrize("kind", sorted(frozenset(EventType) - RETOLD))
 def test_what_is_not_replaced_keeps_its_first_words(kind: EventType) -> None:
     assert history(happening(kind), happening(kind, message="Else."))[0].message == "It happened."
 

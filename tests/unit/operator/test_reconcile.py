@@ -6,11 +6,11 @@ from typing import Any
 import pytest
 
 from finetune_api.snapshot import EventType, Snapshot
-from finetune_api.status import FineTuneRunStatus, Phase
+from finetune_api.status import ConditionType, FineTuneRunStatus, Phase
 from finetune_operator import jobs
 from finetune_operator.errors import ConflictError, TransientError
 from finetune_operator.memory import CLAIM, EVENT, JOB, POD, RUN, Memory, Object, Ref
-from finetune_operator.reconcile import Reconciler
+from finetune_operator.settings import Limits
 from finetune_operator.world import Run
 from tests import worlds
 from tests.state.flaky import Crash, Fault, Flaky
@@ -25,7 +25,11 @@ class Story:
         self.memory = Memory(clock=self.clock)
         self.cluster = Flaky(self.memory)
         self.memory.add(worlds.body(changes))
-        self.reconcile = Reconciler(self.cluster, settings=worlds.SETTINGS, clock=self.clock)
+        self.start_operator()
+
+    def start_operator(self) -> None:
+        """A new process, which remembers nothing."""
+        self.reconcile = worlds.reconciler(self.cluster, line=self.memory.line, clock=self.clock)
 
     def look(self, times: int = 1) -> float | None:
         delay = None
@@ -155,7 +159,7 @@ def test_what_lacks_a_child_is_told_and_tried_again() -> None:
 def test_the_job_of_a_deleted_run_of_the_same_name_is_left_alone() -> None:
     story = Story()
     story.look(2)
-    story.memory.delete(Ref.run(KEY))
+    story.memory.delete_object(Ref.run(KEY))
     story.memory.add(worlds.body(uid="another-run-altogether"))
     story.look(2)
     assert story.status().phase is Phase.QUEUED
@@ -195,7 +199,7 @@ def test_an_operator_that_falls_at_any_write_comes_to_the_same_end(fault: Fault,
             except TransientError:
                 pass
             except Crash:
-                story.reconcile = Reconciler(story.cluster, settings=worlds.SETTINGS, clock=story.clock)
+                story.start_operator()
     assert story.status().phase is Phase.COMPLETED
     assert [event.type.value for event in story.status().events] == [
         "CREATED",
@@ -226,7 +230,7 @@ def test_a_late_run_is_looked_at_again_and_says_what_it_waits_for() -> None:
 
 def test_a_run_that_is_gone_is_nothing_to_do() -> None:
     story = Story()
-    story.memory.delete(Ref.run(KEY))
+    story.memory.delete_object(Ref.run(KEY))
     assert story.look() is None
     assert story.cluster.done == 0
 
@@ -239,7 +243,7 @@ def test_a_finished_run_is_left_alone_even_without_its_job() -> None:
     story.look()
     assert story.status().phase is Phase.FAILED
     done = story.cluster.done
-    story.memory.delete(Ref(JOB, KEY.namespace, "support-bot-1"))
+    story.memory.delete_object(Ref(JOB, KEY.namespace, "support-bot-1"))
     story.memory.collect_garbage()
     story.clock.tick(86_400)
     assert story.look() is None
@@ -251,7 +255,7 @@ def test_the_next_attempt_waits_for_the_old_pod_to_be_gone() -> None:
     story = Story()
     story.start()
     old = story.pod
-    story.memory.delete(Ref(JOB, KEY.namespace, "support-bot-1"))
+    story.memory.delete_object(Ref(JOB, KEY.namespace, "support-bot-1"))
     story.memory.collect_garbage()
     story.look(3)
     assert story.status().attempt == 1
@@ -260,3 +264,117 @@ def test_the_next_attempt_waits_for_the_old_pod_to_be_gone() -> None:
     story.look(2)
     assert story.status().attempt == 2
     assert names(story.memory, JOB) == ["support-bot-2"]
+
+
+def change(story: Story, **spec: Any) -> None:
+    body = story.memory.get(Ref.run(KEY))
+    assert body is not None
+    body["spec"] |= spec
+    story.memory.update(body)
+
+
+def events(story: Story) -> list[str]:
+    return [event.type.value for event in story.status().events]
+
+
+def test_a_run_is_paused_and_goes_on_from_its_checkpoint() -> None:
+    story = Story()
+    story.start()
+    story.clock.tick(20)
+    story.answer(worlds.snapshot(5, checkpoints=(worlds.saved(),)))
+    story.look()
+    change(story, suspend=True)
+    assert story.look() == worlds.SETTINGS.queued_seconds
+    assert names(story.memory, JOB) == []
+    stopping = story.status().condition(ConditionType.RECONCILING)
+    assert stopping is not None
+    assert stopping.reason == "Stopping"
+    pod = story.pod
+    story.memory.collect_garbage()
+    story.look()
+    assert story.status().phase is Phase.RUNNING, "not paused before its pod has ended"
+    story.clock.tick(5)
+    jobs.end_pod(story.memory, pod, exit_code=75)
+    assert story.look() is None
+    assert story.status().phase is Phase.SUSPENDED
+    done = story.cluster.done
+    story.look(3)
+    assert story.cluster.done == done, "told once"
+    change(story, suspend=False)
+    story.look(2)
+    assert (story.status().attempt, names(story.memory, JOB)) == (2, ["support-bot-2"])
+    assert events(story)[-2:] == ["SUSPENDED", "RESUMED"]
+
+
+def test_a_run_is_canceled_at_once_and_once() -> None:
+    story = Story()
+    story.start()
+    change(story, cancel=True)
+    story.look()
+    story.memory.collect_garbage()
+    jobs.end_pod(story.memory, story.pod, exit_code=75)
+    story.look()
+    assert (story.status().phase, events(story)[-1]) == (Phase.CANCELED, "CANCELED")
+    done = story.cluster.done
+    story.look(3)
+    assert (story.cluster.done, names(story.memory, JOB)) == (done, [])
+
+
+def test_a_run_is_deleted_when_its_time_after_the_end_is_over() -> None:
+    story = Story({"ttlSecondsAfterFinished": 60, "profile": "a100"})
+    assert story.look() == 0, "to learn when"
+    assert story.look() == pytest.approx(60, abs=1)
+    story.clock.tick(59)
+    assert story.look() == pytest.approx(1, abs=0.2)
+    story.clock.tick(1.1)
+    assert story.look() is None
+    assert story.memory.all(RUN) == []
+
+
+def test_a_run_that_its_user_keeps_at_the_last_moment_is_kept() -> None:
+    """It was asked for between the look and the deletion."""
+    story = Story({"ttlSecondsAfterFinished": 0, "profile": "a100"})
+    story.look()
+    story.cluster.plan, story.cluster.tried = {0: Fault.CONFLICT}, 0
+    with pytest.raises(ConflictError):
+        story.look()
+    change(story, ttlSecondsAfterFinished=10_000)
+    story.look(2)
+    assert len(story.memory.all(RUN)) == 1
+
+
+def test_a_deadline_is_recorded_before_anything_is_ended() -> None:
+    story = Story({"activeDeadlineSeconds": 60})
+    story.start()
+    story.clock.tick(61)
+    assert story.look() == 0
+    failure = story.status().failure
+    assert failure is not None
+    assert (failure.reason, names(story.memory, JOB)) == ("DeadlineExceeded", ["support-bot-1"])
+    story.start_operator()
+    story.look()
+    assert names(story.memory, JOB) == []
+    story.memory.collect_garbage()
+    jobs.end_pod(story.memory, story.pod, exit_code=75)
+    story.look(2)
+    assert (story.status().phase, story.status().attempt) == (Phase.FAILED, 1)
+
+
+def test_nobody_begins_while_it_is_not_known_whether_another_was_recorded() -> None:
+    """The reply to the first one's record is lost: it counts, until the next version of it is seen."""
+    memory = Memory(clock=worlds.Clock(), limits=Limits(1))
+    for number, name in enumerate(("first", "second")):
+        memory.add(worlds.body(name=name, uid=name, creationTimestamp=f"2026-03-01T12:00:0{number}Z"))
+    cluster = Flaky(memory)
+    reconcile = worlds.reconciler(cluster, line=memory.line, clock=memory.clock)
+    first, second = (KEY._replace(name=name) for name in ("first", "second"))
+    cluster.plan = {0: Fault.LOST_REQUEST}
+    with pytest.raises(TransientError):
+        worlds.finish(reconcile(first))
+    assert worlds.finish(reconcile(second)) == 10
+    told = {body["metadata"]["name"]: Run.parse(body).status for body in memory.all(RUN)}
+    assert (told["first"].attempt, told["second"].attempt) == (0, 0)
+    assert told["second"].queue is not None
+    assert told["second"].queue.position == 1
+    worlds.finish(reconcile(first))
+    assert Run.parse(memory.all(RUN)[0]).status.attempt == 1

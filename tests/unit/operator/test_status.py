@@ -6,21 +6,25 @@ from typing import Any
 
 import pytest
 
-from finetune_api.snapshot import EventType
-from finetune_api.status import ConditionType, FineTuneRunStatus, Phase
-from finetune_operator import policy, status
+from finetune_api.snapshot import EventType, Trouble
+from finetune_api.status import Condition, ConditionType, FineTuneRunStatus, Phase, ResolvedModel
+from finetune_operator import policy, status, waiting
+from finetune_operator.errors import UserError
 from finetune_operator.waiting import Waiting
-from finetune_operator.world import World
+from finetune_operator.world import Turn, World
 from tests import worlds
+from tests.unit.operator.test_policy import HANGS, PAUSED, WAITS, early
 from tests.unit.operator.test_policy import STORIES as DECIDED
 
 LOOK = worlds.at(70)
 ROOM = Waiting(reason="Unschedulable", message="No node has room.", for_room=True)
+TURN = Waiting(reason="NamespaceLimit", message="10 of 10 are active.", for_room=True)
 IMAGE = Waiting(reason="ImageUnavailable", message="The image can't be pulled.", for_room=False)
 
 
 def compute(world: World, *, wait: Waiting | None = None, now: datetime = LOOK) -> FineTuneRunStatus:
-    return status.compute(world, policy.decide(world), waiting=wait, settings=worlds.SETTINGS, now=now)
+    world = dataclasses.replace(world, now=now)
+    return status.compute(world, policy.decide(world), waiting=wait, settings=worlds.SETTINGS)
 
 
 def written(world: World, new: FineTuneRunStatus) -> World:
@@ -43,7 +47,17 @@ DONE = world(
 )
 CRASHED = world(jobs=(worlds.job(failed=True),), pods=(worlds.ended(1),))
 BAD_DATA = world(jobs=(worlds.job(failed=True),), pods=(worlds.ended(65),))
-REFUSED = worlds.world(worlds.run({"method.type": "QLoRA"}))
+REFUSED = worlds.world(worlds.run({"queue.name": "team-a"}))
+NEVER = worlds.world(turn=Turn(admitted=False, never="asks for 9 nvidia.com/gpu: ask for fewer"))
+SAVED = worlds.snapshot(5, checkpoints=(worlds.saved(),))
+STOPPING = world(changes={"suspend": True}, jobs=RUNNING.jobs, pods=RUNNING.pods, snapshot=SAVED)
+STOPPED = dataclasses.replace(STOPPING, jobs=(), pods=())
+SUSPENDED = world(
+    changes={"suspend": True}, status=worlds.status(1, started=True, phase="Suspended", conditions=[PAUSED])
+)
+RESUMES = world(status=SUSPENDED.run.status)
+CANCELED = dataclasses.replace(STOPPED, run=worlds.run({"cancel": True}, status=STOPPED.run.status))
+HUNG = dataclasses.replace(RUNNING, snapshot=HANGS)
 
 
 @pytest.mark.parametrize("wait", [pytest.param(wait, id=wait.reason if wait else "-") for wait in (None, ROOM, IMAGE)])
@@ -66,6 +80,18 @@ def test_computed_again_after_it_was_written_the_status_is_the_same(story: World
         pytest.param(DONE, None, Phase.COMPLETED, id="it has a model"),
         pytest.param(BAD_DATA, None, Phase.FAILED, id="it has failed"),
         pytest.param(REFUSED, None, Phase.FAILED, id="it was refused"),
+        pytest.param(NEVER, None, Phase.FAILED, id="it never fits"),
+        pytest.param(worlds.world(turn=WAITS), TURN, Phase.QUEUED, id="it waits for its turn"),
+        pytest.param(STOPPING, None, Phase.RUNNING, id="it is being paused"),
+        pytest.param(STOPPED, None, Phase.SUSPENDED, id="it is paused"),
+        pytest.param(SUSPENDED, None, Phase.SUSPENDED, id="it stays paused"),
+        pytest.param(
+            dataclasses.replace(SUSPENDED, pods=RUNNING.pods), None, Phase.SUSPENDED, id="it is paused, with a pod left"
+        ),
+        pytest.param(dataclasses.replace(RESUMES, turn=WAITS), TURN, Phase.QUEUED, id="it goes on when its turn comes"),
+        pytest.param(RESUMES, None, Phase.STARTING, id="it goes on"),
+        pytest.param(CANCELED, None, Phase.CANCELED, id="it is canceled"),
+        pytest.param(HUNG, None, Phase.RUNNING, id="it hangs"),
     ],
 )
 def test_phase(found: World, wait: Waiting | None, phase: Phase) -> None:
@@ -134,11 +160,78 @@ T, F, U = "True", "False", "Unknown"
             id="it was refused",
         ),
         pytest.param(
-            world(changes={"suspend": True}, jobs=(worlds.job(),), pods=(worlds.running(),)),
+            world(changes={"queue.name": "team-a"}, jobs=(worlds.job(),), pods=(worlds.running(),)),
             None,
             {"Accepted": (F, "NotSupported"), "Reconciling": (T, "Training"), "Finished": (F, "Active")},
-            id="a verb that isn't built, in a run that goes on",
+            id="what isn't built, in a run that goes on",
         ),
+        pytest.param(
+            NEVER,
+            waiting.why(NEVER, settings=worlds.SETTINGS),
+            {
+                "Accepted": (F, "LimitExceeded"),
+                "Admitted": (U, "Waiting"),
+                "Stalled": (T, "LimitExceeded"),
+                "Finished": (T, "LimitExceeded"),
+            },
+            id="it never fits",
+        ),
+        pytest.param(
+            worlds.world(turn=WAITS),
+            TURN,
+            {
+                "Accepted": (T, "Valid"),
+                "Admitted": (F, "NamespaceLimit"),
+                "Suspended": (F, "NotSuspended"),
+                "Reconciling": (T, "NamespaceLimit"),
+            },
+            id="it waits for its turn",
+        ),
+        pytest.param(
+            STOPPING,
+            None,
+            {"Suspended": (F, "NotSuspended"), "Reconciling": (T, "Stopping"), "Admitted": (T, "Scheduled")},
+            id="it is being paused",
+        ),
+        pytest.param(
+            STOPPED,
+            None,
+            {
+                "Suspended": (T, "Suspended"),
+                "Admitted": (F, "Suspended"),
+                "Reconciling": (T, "Suspended"),
+                "Succeeded": (U, "Active"),
+                "Degraded": (F, "NotRunning"),
+            },
+            id="it is paused",
+        ),
+        pytest.param(
+            dataclasses.replace(SUSPENDED, pods=RUNNING.pods),
+            None,
+            {"Suspended": (T, "Stopping"), "Reconciling": (T, "Stopping")},
+            id="it is paused, with a pod left",
+        ),
+        pytest.param(
+            dataclasses.replace(RESUMES, turn=WAITS),
+            TURN,
+            {"Suspended": (T, "WaitingForTurn"), "Admitted": (F, "NamespaceLimit")},
+            id="it goes on when its turn comes",
+        ),
+        pytest.param(
+            RESUMES, None, {"Suspended": (F, "NotSuspended"), "Reconciling": (T, "Starting")}, id="it goes on"
+        ),
+        pytest.param(
+            CANCELED,
+            None,
+            {
+                "Reconciling": (F, "Finished"),
+                "Stalled": (T, "Canceled"),
+                "Succeeded": (F, "Canceled"),
+                "Finished": (T, "Canceled"),
+            },
+            id="it is canceled",
+        ),
+        pytest.param(HUNG, None, {"Degraded": (T, "Hung"), "Reconciling": (T, "Training")}, id="it hangs"),
     ],
 )
 def test_conditions(found: World, wait: Waiting | None, conditions: dict[str, tuple[str, str]]) -> None:
@@ -273,19 +366,248 @@ def test_progress_is_stale_when_the_trainer_has_been_silent(now: datetime, stale
 def test_an_older_answer_takes_nothing_back() -> None:
     now = compute(RUNNING)
     before = worlds.snapshot(3)
-    again = compute(World(run=written(RUNNING, now).run, jobs=RUNNING.jobs, pods=RUNNING.pods, snapshot=before))
+    again = compute(dataclasses.replace(written(RUNNING, now), snapshot=before))
     assert again == now
 
 
 def test_only_progress_is_not_material() -> None:
     now = compute(RUNNING)
-    further = World(run=written(RUNNING, now).run, jobs=RUNNING.jobs, pods=RUNNING.pods, snapshot=worlds.snapshot(9))
-    later = compute(further)
+    later = compute(dataclasses.replace(written(RUNNING, now), snapshot=worlds.snapshot(9)))
     assert later != now
     assert status.material(later) == status.material(now)
     assert status.material(compute(written(DONE, now))) != status.material(now)
-    stale = compute(written(RUNNING, now), now=worlds.at(900))
-    assert status.material(stale) == status.material(now)
+    waits = compute(worlds.world(turn=WAITS), wait=TURN)
+    assert waits.queue is not None
+    nearer = waits.model_copy(update={"queue": waits.queue.model_copy(update={"position": 2})})
+    assert status.material(nearer) == status.material(waits)
+
+
+def degraded(*, now: datetime = LOOK, **parts: Any) -> Condition:
+    found = compute(dataclasses.replace(RUNNING, **parts), now=now).condition(ConditionType.DEGRADED)
+    assert found is not None
+    return found
+
+
+def trouble(reason: str, message: str) -> Trouble:
+    return Trouble(reason=reason, message=message, since=worlds.at(20))
+
+
+TOLD = {"type": "Degraded", "status": T, "reason": "TrainerSilent", "lastTransitionTime": worlds.at(50)}
+SILENT = worlds.run(status=worlds.status(1, started=True, conditions=[TOLD]))
+
+
+@pytest.mark.parametrize(
+    ("found", "state", "reason", "message"),
+    [
+        pytest.param(degraded(), F, "AsExpected", "", id="all is well"),
+        pytest.param(degraded(snapshot=None), F, "AsExpected", "", id="the trainer hasn't answered yet"),
+        pytest.param(
+            degraded(now=worlds.at(76)),
+            T,
+            "TrainerSilent",
+            "The trainer doesn't answer when it is asked for its progress.",
+            id="the trainer has been silent",
+        ),
+        pytest.param(
+            degraded(run=SILENT, snapshot=None), T, "TrainerSilent", "", id="a new operator hasn't asked it yet"
+        ),
+        pytest.param(degraded(run=SILENT), F, "AsExpected", "", id="it answers again"),
+        pytest.param(
+            degraded(
+                snapshot=worlds.snapshot(
+                    5, troubles=(trouble("CheckpointFailed", "The volume is full."), trouble("Slow", "It is slow."))
+                )
+            ),
+            T,
+            "CheckpointFailed",
+            "The volume is full.; It is slow.",
+            id="the trainer says what is wrong",
+        ),
+        pytest.param(
+            degraded(snapshot=HANGS, now=worlds.at(2000)),
+            T,
+            "Hung",
+            "No step since batch 5 at 2026-03-01 12:01:40 UTC, and the trainer uses no CPU",
+            id="it hangs",
+        ),
+        pytest.param(degraded(pods=(worlds.pod(),)), F, "NotRunning", "", id="its pod doesn't run yet"),
+    ],
+)
+def test_degraded_is_what_is_wrong_while_it_runs(found: Condition, state: str, reason: str, message: str) -> None:
+    assert (found.status, found.reason, found.message) == (state, reason, message)
+
+
+def test_a_hang_is_entered_once_an_attempt_and_degrades_until_a_step_is_made() -> None:
+    first = compute(HUNG, now=worlds.at(2000))
+    assert kinds(first)[-1] == "HUNG"
+    later = HANGS.model_copy(update={"sequence": 99, "time": worlds.at(2100)})
+    again = dataclasses.replace(written(HUNG, first), snapshot=later)
+    assert kinds(compute(again, now=worlds.at(2100))).count("HUNG") == 1
+    step = worlds.snapshot(6, time=worlds.at(2110), progress=worlds.progress(6, last_step_time=worlds.at(2109)))
+    well = compute(dataclasses.replace(written(HUNG, first), snapshot=step), now=worlds.at(2110))
+    told = well.condition(ConditionType.DEGRADED)
+    assert told is not None
+    assert (told.status, well.failure) == (F, None)
+
+
+def test_an_attempt_that_is_ended_because_it_hangs_is_recorded_first_and_counted_once() -> None:
+    asked = {"recovery.onHang": "Restart"}
+    hangs = world(changes=asked, jobs=RUNNING.jobs, pods=RUNNING.pods, snapshot=HANGS)
+    recorded = compute(hangs, now=worlds.at(2000))
+    assert (recorded.attempt, recorded.hang_restarts, recorded.restarts_without_progress) == (1, 0, 0)
+    assert recorded.failure is not None
+    assert recorded.failure.reason == "Hung"
+    gone = dataclasses.replace(written(hangs, recorded), jobs=(), pods=())
+    after = compute(gone, now=worlds.at(2010))
+    assert (after.attempt, after.hang_restarts, after.restarts_without_progress) == (2, 1, 1)
+    assert kinds(after)[-1] == "RESTARTED"
+
+
+@pytest.mark.parametrize(
+    ("found", "counts"),
+    [
+        pytest.param(
+            world(status=worlds.status(1, started=True, failure=early("Hung"), hangRestarts=1)), (2, 1), id="it hung"
+        ),
+        pytest.param(
+            world(status=worlds.status(1, started=True, hangRestarts=2), jobs=CRASHED.jobs, pods=CRASHED.pods),
+            (2, 1),
+            id="it crashed",
+        ),
+        pytest.param(
+            world(status=worlds.status(1, started=True, hangRestarts=2), jobs=CRASHED.jobs, pods=(worlds.ended(75),)),
+            (2, 0),
+            id="it was stopped",
+        ),
+        pytest.param(
+            dataclasses.replace(
+                STOPPED,
+                run=worlds.run(
+                    {"suspend": True}, status=worlds.status(1, started=True, hangRestarts=2, restartsWithoutProgress=3)
+                ),
+            ),
+            (0, 0),
+            id="it saved a checkpoint and was paused",
+        ),
+        pytest.param(
+            dataclasses.replace(
+                STOPPED,
+                snapshot=None,
+                run=worlds.run(
+                    {"suspend": True}, status=worlds.status(1, started=True, hangRestarts=2, restartsWithoutProgress=3)
+                ),
+            ),
+            (2, 3),
+            id="it was paused before it saved one",
+        ),
+    ],
+)
+def test_attempts_in_a_row_without_a_newer_checkpoint(found: World, counts: tuple[int, int]) -> None:
+    new = compute(found)
+    assert (new.hang_restarts, new.restarts_without_progress) == counts
+    again = compute(written(found, new))
+    assert (again.hang_restarts, again.restarts_without_progress) == counts
+
+
+def test_a_run_that_is_paused_and_goes_on_tells_so() -> None:
+    """Each status written before the next look."""
+    now = compute(STOPPING, now=worlds.at(70))
+    assert kinds(now)[-1] == "CHECKPOINT_SAVED"
+    now = compute(written(STOPPED, now), now=worlds.at(80))
+    event = now.event(EventType.SUSPENDED)
+    assert event is not None
+    assert event.message == (
+        "Run suspended, its devices are free. Saved in pvc://support-bot-6c3f2a1e/checkpoints: ep1-ba5."
+    )
+    waits = dataclasses.replace(written(RESUMES, now), turn=WAITS)
+    now = compute(waits, wait=TURN, now=worlds.at(90))
+    assert (kinds(now)[-1], now.attempt) == ("QUEUED", 1)
+    assert (now.events[-1].message, now.events[-1].attempt) == ("10 of 10 are active.", 2)
+    now = compute(written(RESUMES, now), now=worlds.at(100))
+    assert (kinds(now)[-1], now.attempt, now.queue) == ("RESUMED", 2, None)
+    assert (now.events[-1].message, now.events[-1].attempt) == ("Run resumed: attempt 2 follows.", 2)
+
+
+def test_a_run_that_was_paused_before_it_began_begins_and_does_not_resume() -> None:
+    first = compute(worlds.world(worlds.run({"suspend": True})))
+    assert (kinds(first), first.phase) == (["CREATED", "SUSPENDED"], Phase.SUSPENDED)
+    begun = compute(worlds.world(worlds.run(status=first)))
+    assert (kinds(begun), begun.attempt) == (["CREATED", "SUSPENDED"], 1)
+
+
+@pytest.mark.parametrize(
+    ("snapshot", "says"),
+    [
+        pytest.param(
+            worlds.snapshot(12, checkpoints=(worlds.saved(5), worlds.saved(10))),
+            "Run canceled. Saved in pvc://support-bot-6c3f2a1e/checkpoints: ep1-ba5, ep1-ba10.",
+            id="two checkpoints",
+        ),
+        pytest.param(None, "Run canceled. No checkpoint was saved.", id="none"),
+    ],
+)
+def test_a_canceled_run_lists_what_was_saved(snapshot: Any, says: str) -> None:
+    new = compute(dataclasses.replace(CANCELED, snapshot=snapshot))
+    event = new.event(EventType.CANCELED)
+    assert event is not None
+    assert event.message == says
+    assert (new.output, new.failure, new.completion_time) == (None, None, LOOK)
+
+
+@pytest.mark.parametrize("ends", [NEVER, REFUSED, worlds.world(worlds.run({"cancel": True}))])
+def test_a_run_that_has_ended_waits_for_nothing(ends: World) -> None:
+    new = compute(ends, wait=TURN)
+    assert (new.queue, new.is_finished) == (None, True)
+    assert "QUEUED" not in kinds(new)
+
+
+def test_a_run_that_never_fits_is_told_the_field_and_the_limit() -> None:
+    new = compute(NEVER, wait=waiting.why(NEVER, settings=worlds.SETTINGS))
+    assert new.failure is not None
+    assert new.failure.message == "spec.resources asks for 9 nvidia.com/gpu: ask for fewer"
+
+
+def seconds(*looks: World, now: float = 70) -> tuple[int, int]:
+    """Active seconds in all, and those of earlier attempts, each status written before the next look."""
+    new = looks[0].run.status
+    for look in looks:
+        spec = look.run.spec
+        run = dataclasses.replace(look.run, spec=spec, status=FineTuneRunStatus.parse(new.to_wire()))
+        new = compute(dataclasses.replace(look, run=run), now=worlds.at(now))
+    return new.active_seconds, new.earlier_active_seconds
+
+
+@pytest.mark.parametrize(
+    ("looks", "total", "earlier"),
+    [
+        pytest.param((STARTING, STARTING), 0, 0, id="its pod doesn't run yet"),
+        pytest.param((RUNNING, RUNNING), 65, 0, id="it runs"),
+        pytest.param((RUNNING, CRASHED), 65, 65, id="it was told to run for longer than it did"),
+        pytest.param((CRASHED,), 55, 55, id="it crashed after 55 s"),
+        pytest.param((CRASHED, CRASHED, CRASHED), 55, 55, id="old pods don't count again"),
+        pytest.param((STOPPING, STOPPED, SUSPENDED, SUSPENDED), 65, 65, id="it is paused"),
+        pytest.param((STOPPED, RESUMES, RESUMES), 10, 10, id="it goes on, last heard of after 10 s"),
+        pytest.param(
+            (STOPPED, dataclasses.replace(SUSPENDED, pods=RUNNING.pods), SUSPENDED),
+            10,
+            10,
+            id="a pod left over is free",
+        ),
+        pytest.param((DONE,), 55, 55, id="it has a model"),
+    ],
+)
+def test_active_seconds_count_once_an_attempt(looks: tuple[World, ...], total: int, earlier: int) -> None:
+    assert seconds(*looks) == (total, earlier)
+
+
+def test_what_the_model_stands_for_is_recorded_with_the_first_attempt() -> None:
+    model = ResolvedModel(uri="hf://org/tiny", adapter_uri="pvc://other/output")
+    waits = worlds.world(worlds.run({"model.uri": "run://other"}), model=model, turn=WAITS)
+    assert compute(waits, wait=TURN).model is None
+    begun = compute(dataclasses.replace(waits, turn=Turn()))
+    assert (begun.attempt, begun.model) == (1, model)
+    later = dataclasses.replace(written(waits, begun), model=UserError("spec.model.uri", "is gone"), turn=Turn())
+    assert compute(later).model == model
 
 
 def test_no_message_is_longer_than_the_api_allows() -> None:

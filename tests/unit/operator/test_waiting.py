@@ -7,7 +7,7 @@ import pytest
 from finetune_operator import waiting
 from finetune_operator.errors import RefusedError, TakenError
 from finetune_operator.waiting import Waiting
-from finetune_operator.world import ChildWarning
+from finetune_operator.world import ChildWarning, Turn
 from tests import worlds
 
 LATE = worlds.at(60)
@@ -20,8 +20,8 @@ def warning(kind: str, reason: str, message: str = "it is so") -> ChildWarning:
 
 def why(*, now: Any = LATE, changes: dict[str, Any] | None = None, **world: Any) -> Waiting | None:
     run = worlds.run(changes, status=worlds.status(1))
-    found = worlds.world(run, **({"jobs": (worlds.job(),)} | world))
-    return waiting.why(found, settings=worlds.SETTINGS, now=now)
+    found = worlds.world(run, **({"now": now, "jobs": (worlds.job(),)} | world))
+    return waiting.why(found, settings=worlds.SETTINGS)
 
 
 UNSCHEDULABLE = worlds.pod(unschedulable="0/1 nodes are available", unschedulable_since=worlds.at(3))
@@ -126,6 +126,27 @@ def test_what_is_waited_for(world: dict[str, Any], reason: str, for_room: bool, 
     assert [part for part in says if part not in found.message] == []
 
 
+def test_a_run_whose_turn_has_not_come_waits_for_that() -> None:
+    found = why(jobs=(), turn=Turn(admitted=False, position=3, reason="NamespaceLimit", message="10 are active."))
+    assert found == Waiting(reason="NamespaceLimit", message="10 are active.", for_room=True)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "told"), [pytest.param(89, False, id="its time isn't over"), pytest.param(91, True, id="a minute late")]
+)
+@pytest.mark.parametrize(
+    "jobs", [pytest.param((), id="its job is gone"), pytest.param((worlds.job(),), id="its job is there")]
+)
+def test_a_pod_that_should_have_ended_names_its_node(seconds: float, told: bool, jobs: Any) -> None:
+    lost = worlds.running(deletion=worlds.at(30))
+    found = why(now=worlds.at(seconds), jobs=jobs, pods=(lost,))
+    assert (found is not None) is told
+    if found is not None:
+        assert (found.reason, found.for_room) == (waiting.NODE_UNREACHABLE, False)
+        assert "node node-1" in found.message
+        assert "node.kubernetes.io/out-of-service" in found.message
+
+
 @pytest.mark.parametrize(
     "world",
     [
@@ -164,14 +185,14 @@ def test_nothing_is_said_where_nothing_is_wrong(world: dict[str, Any]) -> None:
     ],
 )
 def test_a_run_is_late_if_it_should_be_running(world: dict[str, Any], late: bool) -> None:
-    found = worlds.world(worlds.run(status=worlds.status(1)), **world)
-    assert waiting.is_late(found, settings=worlds.SETTINGS, now=LATE) is late
-    assert not waiting.is_late(found, settings=worlds.SETTINGS, now=worlds.at(6.9))
+    for now, expected in ((LATE, late), (worlds.at(6.9), False)):
+        found = worlds.world(worlds.run(status=worlds.status(1)), now=now, **world)
+        assert waiting.is_late(found, settings=worlds.SETTINGS) is expected
 
 
 def test_an_attempt_whose_pod_ran_and_is_gone_is_not_late() -> None:
-    found = worlds.world(worlds.run(status=worlds.status(1, started=True)), jobs=(worlds.job(),))
-    assert not waiting.is_late(found, settings=worlds.SETTINGS, now=LATE)
+    found = worlds.world(worlds.run(status=worlds.status(1, started=True)), now=LATE, jobs=(worlds.job(),))
+    assert not waiting.is_late(found, settings=worlds.SETTINGS)
 
 
 @pytest.mark.parametrize(
