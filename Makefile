@@ -5,7 +5,7 @@ SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .ONESHELL:
 .DEFAULT_GOAL := help
-.PHONY: help setup kube demo test unit e2e generate verify bench-trainer bench-operator requirements clean
+.PHONY: help setup kube demo test unit e2e faults generate verify bench-trainer bench-operator requirements clean
 
 PYTHON ?= python3
 ARGS ?=
@@ -53,6 +53,9 @@ unit: setup ## Run the tests that need no Kubernetes.
 
 e2e: setup kube ## Run the tests on real Kubernetes alone.
 	@$(RUN) -m pytest -m cluster $(ARGS)
+
+faults: setup kube ## Play every fault plan against the operator, and report; ARGS="-k NAME" picks some.
+	@$(RUN) -m tests.faults $(ARGS)
 
 generate: setup ## Write what comes from the models: crds/ and docs/api.md.
 	@$(RUN) -m finetune_api.crd
