@@ -9,24 +9,19 @@ status that tells of it. The last line is one JSON object.
 from __future__ import annotations
 
 import argparse
-import contextlib
 import datetime
 import json
-import statistics
-import subprocess
 import sys
-import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from finetune_api.types import API_VERSION, PLURAL
+from benchmarks import lab
+from finetune_api.types import PLURAL
 from finetune_operator.names import RUN_LABEL, job
 from finetune_operator.settings import Settings
-from tests.cluster import controlplane, node, operatorprocess, stage
 from tests.cluster.audit import WRITES, AuditLog
-from tests.cluster.operatorprocess import USER, OperatorProcess
+from tests.cluster.operatorprocess import USER
 from tests.cluster.stage import Object, Stage, Writes
 
 NAMESPACE = "default"
@@ -40,46 +35,16 @@ def main() -> int:
     parser.add_argument("--runs", type=int, default=100)
     parser.add_argument("--at-once", type=int, default=10, help="runs that train at the same time")
     given = parser.parse_args()
-    with tempfile.TemporaryDirectory() as folder, cluster(Path(folder)) as (played, audit, operator):
+    with lab.trainings() as (plane, operator):
+        played, audit = Stage(plane.api(), NAMESPACE), AuditLog(plane.audit_log)
         began = time.monotonic()
         names = play(played, runs=given.runs, at_once=given.at_once)
         wall = time.monotonic() - began
         report = measured(audit, names, pods=played.list("pods"))
-        report |= {"wallSeconds": round(wall, 1)} | footprint(operator)
+        report |= {"wallSeconds": round(wall, 1)} | lab.footprint(operator)
     show(report)
     sys.stdout.write(json.dumps(report) + "\n")
     return 0
-
-
-@contextlib.contextmanager
-def cluster(folder: Path) -> Iterator[tuple[Stage, AuditLog, OperatorProcess]]:
-    """A control plane, a node, and an operator with its usual settings."""
-    with controlplane.start() as plane:
-        install(plane)
-        settings = node.Settings(
-            kubeconfig=plane.node_kubeconfig,
-            images={stage.STUB_IMAGE: stage.STUB},
-            folder=plane.folder / "node",
-            machines=(node.Machine(cpu="64"),),
-            certificate=plane.serving_certificate,
-        )
-        account = operatorprocess.account(plane)
-        with (
-            node.running(settings),
-            operatorprocess.running(account, folder=folder, trainer_image=stage.STUB_IMAGE) as operator,
-        ):
-            stage.until(operator.healthy, bool, what="the operator's health")
-            yield Stage(plane.api(), NAMESPACE), AuditLog(plane.audit_log), operator
-
-
-def install(plane: controlplane.ControlPlane) -> None:
-    """The CRD and the operator's rights."""
-    files = ("-f", str(operatorprocess.ROOT / "crds"), "-f", str(operatorprocess.RBAC))
-    subprocess.run(
-        [plane.binaries.kubectl, "--kubeconfig", plane.kubeconfig, "apply", *files], check=True, capture_output=True
-    )
-    runs = f"/apis/{API_VERSION}/{PLURAL}"
-    stage.until(lambda: plane.api().ok(runs), bool, what="the CRD")
 
 
 def play(played: Stage, *, runs: int, at_once: int) -> Sequence[str]:
@@ -109,13 +74,13 @@ def measured(audit: AuditLog, names: Sequence[str], *, pods: Sequence[Object]) -
     return {
         "runs": len(names),
         "writesPerRun": {
-            "childrenAndStates": figures([len(one.created) + one.states for one in writes]),
-            "milestones": figures([one.milestones for one in writes]),
-            "progress": figures([one.progress for one in writes]),
-            "kubernetesEvents": figures([one.events for one in writes]),
+            "childrenAndStates": lab.figures([len(one.created) + one.states for one in writes]),
+            "milestones": lab.figures([one.milestones for one in writes]),
+            "progress": lab.figures([one.progress for one in writes]),
+            "kubernetesEvents": lab.figures([one.events for one in writes]),
         },
         "secondsFromEventToStatus": latencies(written, names, pods),
-        "secondsFromCreateToJob": figures(create_to_job(records, names)),
+        "secondsFromCreateToJob": lab.figures(create_to_job(records, names)),
     }
 
 
@@ -126,49 +91,27 @@ def latencies(written: Sequence[Object], names: Sequence[str], pods: Sequence[Ob
         reference = record["objectRef"]
         if reference.get("subresource") == "status" and record["responseStatus"]["code"] == 200:
             for event in record["requestObject"]["status"].get("events", ()):
-                seen.setdefault((reference["name"], event["type"]), moment(record["stageTimestamp"]))
+                seen.setdefault((reference["name"], event["type"]), lab.moment(record["stageTimestamp"]))
     found: dict[str, list[float]] = {}
     for pod in pods:
         word = json.loads(pod["status"]["containerStatuses"][0]["state"]["terminated"]["message"])
         for milestone in word["milestones"]:
             key = (pod["metadata"]["labels"][RUN_LABEL], milestone["type"])
-            found.setdefault(milestone["type"], []).append((seen[key] - moment(milestone["time"])).total_seconds())
+            found.setdefault(milestone["type"], []).append((seen[key] - lab.moment(milestone["time"])).total_seconds())
     assert all(len(values) == len(names) for values in found.values()), "a milestone is missing"
-    return {"all": figures([value for values in found.values() for value in values])} | {
-        kind: figures(values) for kind, values in found.items()
+    return {"all": lab.figures([value for values in found.values() for value in values])} | {
+        kind: lab.figures(values) for kind, values in found.items()
     }
 
 
 def create_to_job(records: Sequence[Object], names: Sequence[str]) -> list[float]:
     """From the user's create to the operator's create of the Job."""
     created = {
-        (record["objectRef"]["resource"], record["objectRef"]["name"]): moment(record["stageTimestamp"])
+        (record["objectRef"]["resource"], record["objectRef"]["name"]): lab.moment(record["stageTimestamp"])
         for record in records
         if record["verb"] == "create" and record["responseStatus"]["code"] == 201 and "name" in record["objectRef"]
     }
     return [(created["jobs", job(name, 1)] - created[PLURAL, name]).total_seconds() for name in names]
-
-
-def moment(text: str) -> datetime.datetime:
-    """A time of the audit log, or of a snapshot."""
-    return datetime.datetime.fromisoformat(text)
-
-
-def figures(values: Sequence[float]) -> dict[str, float]:
-    """Mean, median, 99th percentile and maximum."""
-    ranked = sorted(values)
-    last = ranked[min(len(ranked) - 1, round(0.99 * len(ranked)))]
-    middle, mean = statistics.median(ranked), statistics.fmean(ranked)
-    return {"mean": round(mean, 3), "p50": round(middle, 3), "p99": round(last, 3), "max": round(ranked[-1], 3)}
-
-
-def footprint(operator: OperatorProcess) -> dict[str, float]:
-    """CPU seconds and memory of the operator's process, as it tells itself."""
-    found = dict(line.split() for line in operator.metrics().splitlines() if line.startswith("process_"))
-    return {
-        "operatorCpuSeconds": float(found["process_cpu_seconds_total"]),
-        "operatorMemoryMiB": round(float(found["process_resident_memory_bytes"]) / 2**20, 1),
-    }
 
 
 def show(report: Mapping[str, Any]) -> None:
