@@ -14,8 +14,8 @@ import sys
 import time
 
 from benchmarks import lab
-from finetune_operator import policy
-from tests.cluster.stage import Stage, condition
+from finetune_operator import failures, policy
+from tests.cluster.stage import Object, Stage, condition
 
 NAMESPACE = "default"
 RECOVERY = {"onHang": "Restart", "maxRestartsWithoutProgress": 100}
@@ -45,7 +45,9 @@ def main() -> int:
         time.sleep(max(0.0, given.seconds - ended))
         lives = [stage.status(name) for name in slow]
     touched = sum(
-        status["attempt"] > 1 or condition(status, "Degraded")["reason"] == policy.HUNG or status["phase"] != "Running"
+        status["attempt"] > 1
+        or condition(status, "Degraded")["reason"] == failures.HUNG
+        or status["phase"] != "Running"
         for status in lives
     )
     verdicts = [(status["attempt"], status["failure"]["reason"]) for status in ends]
@@ -58,8 +60,13 @@ def main() -> int:
         "secondsToTheLastVerdict": round(ended, 1),
     }
     sys.stdout.write(json.dumps(report) + "\n")
-    right = set(verdicts) == {(1 + policy.HANG_RESTARTS, policy.HUNG)}
+    right = set(verdicts) == {(1 + policy.HANG_RESTARTS, failures.HUNG)}
     return 0 if right and not touched else 1
+
+
+def looks_hung(status: Object) -> bool:
+    """Whether the operator took it for hung."""
+    return bool(condition(status, "Degraded")["reason"] == failures.HUNG)
 
 
 def submit(stage: Stage, name: str, *, hung_cpu: float) -> None:

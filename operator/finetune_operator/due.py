@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from datetime import timedelta
 
-from finetune_operator import policy, waiting
+from finetune_operator import failures, policy, waiting
 from finetune_operator.policy import Action, Decision
 from finetune_operator.settings import Settings
 from finetune_operator.world import World
@@ -24,7 +24,7 @@ def _reasons(world: World, decision: Decision, settings: Settings) -> Iterator[f
     match decision.action:
         case Action.BEGIN:
             yield 0.0  # recorded, and now to be created; one's own write sends no event
-        case Action.FOLLOW if policy.is_early(decision.failure):
+        case Action.FOLLOW if failures.is_early(decision.failure):
             yield 0.0  # likewise
         case Action.REFUSE | Action.SUCCEED | Action.FAIL | Action.CANCEL if policy.has_time_to_live(world):
             yield 0.0  # likewise, to learn when the run is to be deleted

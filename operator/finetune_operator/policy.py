@@ -12,41 +12,15 @@ from datetime import timedelta
 from enum import Enum, auto
 
 from finetune_api.fields import cut
-from finetune_api.snapshot import FINAL_CODES, REASONS, ExitCode
+from finetune_api.snapshot import FINAL_CODES, ExitCode
 from finetune_api.spec import MANAGED_BY, OnHang
 from finetune_api.status import Failure
-from finetune_operator import hang, manifests, support
-from finetune_operator.children import Job, Pod
+from finetune_operator import failures, hang, support
 from finetune_operator.errors import UserError
 from finetune_operator.world import World, paused
 
-INVALID = "Invalid"
-"""The spec breaks a rule of the API."""
-NOT_SUPPORTED = "NotSupported"
-"""The spec asks for what this version doesn't do."""
-JOB_LOST = "JobLost"
-"""The attempt's Job is gone, though it had begun."""
-POD_LOST = "PodLost"
-"""The attempt's pod is gone without a word."""
-TRAINER_FAILED = "TrainerFailed"
-"""The trainer ended with a code that has no meaning of its own."""
-OUT_OF_MEMORY = "OutOfMemory"
-"""The kernel killed the trainer for want of memory."""
-DISRUPTED = "Disrupted"
-"""The pod was evicted, preempted, or its node went away."""
-MODEL_NOT_FOUND = "ModelNotFound"
-"""`spec.model.uri` names a run that isn't there, hasn't finished, or has nothing to start from."""
-LIMIT_EXCEEDED = "LimitExceeded"
-"""The run asks for more devices than all runs together may use."""
-DEADLINE_EXCEEDED = "DeadlineExceeded"
-"""The run was active for longer than spec.activeDeadlineSeconds."""
-HUNG = "Hung"
-"""The training made no step any more."""
-
 HANG_RESTARTS = 3
 """Attempts in a row without a newer checkpoint that may be ended because they hung."""
-_ENDED_EARLY = frozenset({HUNG, DEADLINE_EXCEEDED})
-"""Reasons for which the operator itself ends an attempt, once they are recorded."""
 
 
 class Action(Enum):
@@ -129,20 +103,20 @@ def refuse_what_cannot_be_read(world: World) -> Decision | None:
     """A run that has begun goes on: it was accepted once, by an API that has changed since."""
     if world.run.problem is None or world.attempt > 0:
         return None
-    return _refuse(INVALID, str(world.run.problem))
+    return _refuse(failures.INVALID, str(world.run.problem))
 
 
 def refuse_what_is_not_built(world: World) -> Decision | None:
     if world.attempt > 0 or world.run.spec is None:
         return None
     found = [str(gap) for gap in support.gaps(world.run.spec)]
-    return _refuse(NOT_SUPPORTED, "; ".join(found)) if found else None
+    return _refuse(failures.NOT_SUPPORTED, "; ".join(found)) if found else None
 
 
 def refuse_a_model_that_is_not_there(world: World) -> Decision | None:
     if world.attempt > 0 or not isinstance(world.model, UserError):
         return None
-    return _refuse(MODEL_NOT_FOUND, str(world.model))
+    return _refuse(failures.MODEL_NOT_FOUND, str(world.model))
 
 
 def finish_with_a_model(world: World) -> Decision | None:
@@ -153,7 +127,7 @@ def finish_with_a_model(world: World) -> Decision | None:
 
 def stop_what_must_end(world: World) -> Decision | None:
     """Also a pod that was left over: what is paused or canceled runs nowhere."""
-    wanted = _canceled(world) or _suspended(world) or recorded(world) is not None
+    wanted = _canceled(world) or _suspended(world) or failures.recorded(world) is not None
     return Decision(action=Action.STOP) if wanted and _runs(world) else None
 
 
@@ -163,10 +137,10 @@ def cancel(world: World) -> Decision | None:
 
 def fail_after_the_deadline(world: World) -> Decision | None:
     """One that was ended for it, or one that has no time left for another attempt."""
-    failure = recorded(world)
+    failure = failures.recorded(world)
     if failure is None and world.attempt > 0 and not _runs(world):
         failure = _too_long(world)
-    if failure is None or failure.reason != DEADLINE_EXCEEDED:
+    if failure is None or failure.reason != failures.DEADLINE_EXCEEDED:
         return None
     return Decision(action=Action.FAIL, failure=failure)
 
@@ -176,14 +150,14 @@ def judge_an_attempt_that_failed(world: World) -> Decision | None:
     if paused(world.run) or _alive(world, world.attempt):
         return None
     lost = world.job is None and world.started is not None
-    stopped = _suspended(world) and recorded(world) is None
+    stopped = _suspended(world) and failures.recorded(world) is None
     if (not lost and (world.job is None or not world.job.failed)) or (lost and stopped):
         return None
-    failure = what_failed(world)
+    failure = failures.what_failed(world)
     if failure.exit_code in FINAL_CODES or _is_one_too_many(world, failure):
         return Decision(action=Action.FAIL, failure=failure)
     action = Action.PAUSE if _suspended(world) else Action.BEGIN
-    return Decision(action=action, failure=failure, counted=not _is_free(world, failure))
+    return Decision(action=action, failure=failure, counted=not failures.is_free(world, failure))
 
 
 def pause(world: World) -> Decision | None:
@@ -191,7 +165,7 @@ def pause(world: World) -> Decision | None:
 
 
 def refuse_what_never_fits(world: World) -> Decision | None:
-    return _refuse(LIMIT_EXCEEDED, f"spec.resources {world.turn.never}") if world.turn.never else None
+    return _refuse(failures.LIMIT_EXCEEDED, f"spec.resources {world.turn.never}") if world.turn.never else None
 
 
 def wait_for_its_turn(world: World) -> Decision | None:
@@ -212,7 +186,7 @@ def create_what_was_recorded(world: World) -> Decision | None:
     if world.job is not None or world.started is not None or world.live_pods:
         return None
     if world.run.spec is None:
-        failure = Failure(reason=INVALID, message=cut(str(world.run.problem)), attempt=world.attempt)
+        failure = Failure(reason=failures.INVALID, message=cut(str(world.run.problem)), attempt=world.attempt)
         return Decision(action=Action.FAIL, failure=failure)
     return Decision(action=Action.CREATE)
 
@@ -232,13 +206,15 @@ def notice_a_hang(world: World) -> Decision | None:
     if found is None:
         return None
     restart = recovery.on_hang == OnHang.RESTART
-    return Decision(action=Action.FOLLOW, hung=found, failure=_early(world, HUNG, found) if restart else None)
+    return Decision(
+        action=Action.FOLLOW, hung=found, failure=failures.ended_early(world, failures.HUNG, found) if restart else None
+    )
 
 
 def follow(world: World) -> Decision | None:
     """A pod may be gone by the time its Job has failed, so why it ended is recorded as soon as it is seen."""
     ended_badly = world.pod is not None and world.pod.ended and world.pod.exit_code not in (None, ExitCode.DONE)
-    return Decision(action=Action.FOLLOW, failure=what_failed(world) if ended_badly else None)
+    return Decision(action=Action.FOLLOW, failure=failures.what_failed(world) if ended_badly else None)
 
 
 CHECKS: tuple[Check, ...] = (
@@ -285,18 +261,6 @@ def time_left(world: World) -> timedelta | None:
     return None if limit is None else timedelta(seconds=max(limit - world.active_seconds, -1))
 
 
-def recorded(world: World) -> Failure | None:
-    """The reason for which the operator ends the newest attempt, once it is written down."""
-    failure = world.run.status.failure
-    mine = failure is not None and failure.attempt == world.attempt
-    return failure if mine and is_early(failure) else None
-
-
-def is_early(failure: Failure | None) -> bool:
-    """Whether it is the operator that ends the attempt, and not a trainer that speaks of the like."""
-    return failure is not None and failure.exit_code is None and failure.reason in _ENDED_EARLY
-
-
 def _canceled(world: World) -> bool:
     return world.run.spec is not None and world.run.spec.cancel
 
@@ -309,18 +273,13 @@ def _refuse(reason: str, message: str) -> Decision:
     return Decision(action=Action.REFUSE, failure=Failure(reason=reason, message=cut(message)))
 
 
-def _early(world: World, reason: str, message: str) -> Failure:
-    pod = world.pod.name if world.pod else None
-    return Failure(reason=reason, message=cut(message), pod=pod, attempt=world.attempt)
-
-
 def _too_long(world: World) -> Failure | None:
     left, spec = time_left(world), world.run.spec
     if left is None or left > timedelta() or spec is None:
         return None
     limit = spec.active_deadline_seconds
     message = f"The run was active for {round(world.active_seconds)} s; spec.activeDeadlineSeconds is {limit}"
-    return _early(world, DEADLINE_EXCEEDED, message)
+    return failures.ended_early(world, failures.DEADLINE_EXCEEDED, message)
 
 
 def _runs(world: World) -> bool:
@@ -329,14 +288,14 @@ def _runs(world: World) -> bool:
 
 
 def _is_one_too_many(world: World, failure: Failure) -> bool:
-    if _is_free(world, failure) or world.run.spec is None:
+    if failures.is_free(world, failure) or world.run.spec is None:
         return world.run.spec is None
     progressed = made_progress(world)
     status = world.run.status
     used = 0 if progressed else status.restarts_without_progress
     hung = 0 if progressed else status.hang_restarts
     too_often = used >= world.run.spec.recovery.max_restarts_without_progress
-    return too_often or (failure.reason == HUNG and hung >= HANG_RESTARTS)
+    return too_often or (failure.reason == failures.HUNG and hung >= HANG_RESTARTS)
 
 
 def made_progress(world: World) -> bool:
@@ -350,77 +309,6 @@ def newest_step(world: World) -> int:
     steps = [checkpoint.step for checkpoint in status.checkpoints]
     steps += [checkpoint.step for checkpoint in (word.checkpoints if word else ())]
     return max([status.earlier_step, *steps])
-
-
-def what_failed(world: World) -> Failure:
-    """Why the newest attempt ended, from the pod's exit code and the trainer's last word."""
-    pod, word, known = world.pod, world.last_word, world.run.status.failure
-    early = recorded(world)
-    if early is not None:
-        return early
-    if pod is None or pod.exit_code is None:
-        return known if known and known.attempt == world.attempt else _without_a_word(world)
-    code = pod.exit_code
-    error = word.error if word and word.error and word.error.exit_code == code else None
-    where = f"Pod {pod.name} ended with exit code {code}"
-    said = error.message if error else _plain_last_word(pod)
-    return Failure(
-        reason=_reason(pod, said=error.reason if error else ""),
-        message=cut(f"{said} ({where})" if said else f"{where}{_hint(pod)}"),
-        exit_code=code if 0 <= code <= 255 else None,
-        pod=pod.name,
-        attempt=world.attempt,
-    )
-
-
-def _without_a_word(world: World) -> Failure:
-    pod, job, code = world.pod, world.job, None
-    if job is None:
-        reason, message = JOB_LOST, "The attempt's Job was deleted while it ran"
-    elif pod is not None:
-        reason = DISRUPTED if pod.disrupted else POD_LOST
-        message = f"Pod {pod.name} ended without an exit code: {pod.disrupted or pod.exit_reason or 'no reason given'}"
-    else:
-        reason, code, message = _from_the_job(job)
-    return Failure(
-        reason=reason, message=cut(message), exit_code=code, pod=pod.name if pod else None, attempt=world.attempt
-    )
-
-
-def _from_the_job(job: Job) -> tuple[str, ExitCode | None, str]:
-    """What a Job still knows of a pod that is gone: which rule of its podFailurePolicy the pod met."""
-    rule = manifests.failure_rule(job.message) if job.reason == "PodFailurePolicy" else None
-    if isinstance(rule, ExitCode):
-        return REASONS[rule], rule, f"The attempt's pod is gone; it had ended with exit code {rule}"
-    if rule == manifests.DISRUPTION:
-        return DISRUPTED, None, "The attempt's pod is gone: it was evicted or preempted, or its node went away"
-    return POD_LOST, None, f"The attempt's pod is gone: {job.reason} {job.message}".strip()
-
-
-def _reason(pod: Pod, *, said: str) -> str:
-    """A disruption explains any code that isn't final; else the trainer's own word does, or the code."""
-    if pod.disrupted and pod.exit_code not in FINAL_CODES:
-        return DISRUPTED
-    if pod.exit_reason == "OOMKilled":
-        return OUT_OF_MEMORY
-    return said or REASONS.get(pod.exit_code or 0, TRAINER_FAILED)
-
-
-def _hint(pod: Pod) -> str:
-    if pod.exit_reason == "OOMKilled":
-        return " (OOMKilled): raise spec.resources.memory, or lower training.batchSize or maxSequenceLength"
-    return f" and no message; see kubectl logs {pod.name}"
-
-
-def _plain_last_word(pod: Pod) -> str:
-    """A termination message that isn't a snapshot is shown as it is."""
-    return "" if pod.last_word.startswith("{") else cut(pod.last_word, 500)
-
-
-def _is_free(world: World, failure: Failure) -> bool:
-    """Whether the attempt ended through no fault of its own."""
-    deleted = world.job is None and not is_early(failure)
-    return deleted or failure.exit_code == ExitCode.STOPPED or failure.reason == DISRUPTED
 
 
 def _alive(world: World, attempt: int) -> bool:

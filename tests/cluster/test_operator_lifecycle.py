@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from finetune_operator import policy
+from finetune_operator import failures, policy
 from tests.cluster.conftest import Kubectl
 from tests.cluster.stage import Object, Stage, condition, until
 
@@ -100,7 +100,7 @@ def test_the_deadline_counts_active_time_only(shared: Stage) -> None:
     shared.until("limited", is_phase("Suspended"))
     shared.change("limited", suspend=False)
     status = shared.finished("limited")
-    assert status["failure"]["reason"] == policy.DEADLINE_EXCEEDED
+    assert status["failure"]["reason"] == failures.DEADLINE_EXCEEDED
     assert 3 <= status["activeSeconds"] < 30
     assert live_pods(shared, "limited") == []
     assert status["checkpoints"], "the trainer was given its time to save"
@@ -115,7 +115,7 @@ def test_a_run_is_deleted_some_time_after_its_end(shared: Stage) -> None:
 def test_a_hang_is_told_and_the_run_goes_on_unless_asked_otherwise(shared: Stage) -> None:
     shared.submit("hung", script={"hang_at": 3})
     status = shared.until("hung", lambda status: condition(status, "Degraded").get("status") == "True")
-    assert condition(status, "Degraded")["reason"] == policy.HUNG
+    assert condition(status, "Degraded")["reason"] == failures.HUNG
     assert "No step since batch 2" in condition(status, "Degraded")["message"]
     assert status["phase"] == "Running"
     assert shared.events("hung").count("HUNG") == 1
@@ -128,7 +128,7 @@ def test_a_run_that_hangs_is_restarted_three_times_at_most(shared: Stage) -> Non
     recovery = {"onHang": "Restart", "maxRestartsWithoutProgress": 10}
     shared.submit("stuck", script=script, recovery=recovery)
     status = shared.finished("stuck")
-    assert status["failure"]["reason"] == policy.HUNG
+    assert status["failure"]["reason"] == failures.HUNG
     assert status["attempt"] == 1 + policy.HANG_RESTARTS
     restarted = [event["message"] for event in status["events"] if event["type"] == "RESTARTED"]
     assert len(restarted) == policy.HANG_RESTARTS
@@ -182,7 +182,7 @@ def test_a_run_that_cannot_be_started_from_is_refused_by_name(shared: Stage, uri
             shared.finished(other)
     shared.submit(f"from-{other}", model={"uri": uri})
     status = shared.finished(f"from-{other}")
-    assert status["failure"]["reason"] == policy.MODEL_NOT_FOUND
+    assert status["failure"]["reason"] == failures.MODEL_NOT_FOUND
     assert status["failure"]["message"].startswith("spec.model.uri: ")
     assert says in status["failure"]["message"]
     assert shared.attempts(f"from-{other}") == []

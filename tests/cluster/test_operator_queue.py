@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from finetune_operator import admission, policy
+from finetune_operator import admission, failures
 from tests.cluster import operatorprocess
 from tests.cluster.audit import AuditLog
 from tests.cluster.conftest import Kubectl
@@ -85,7 +85,7 @@ def test_a_run_that_never_fits_is_refused(operator_account: Path, tmp_path: Path
     with operatorprocess.running(operator_account, folder=tmp_path, namespaces=[stage.namespace], **settings):
         stage.submit("greedy", resources={"deviceResource": "nvidia.com/gpu"})
         failure = stage.finished("greedy")["failure"]
-    assert failure["reason"] == policy.LIMIT_EXCEEDED
+    assert failure["reason"] == failures.LIMIT_EXCEEDED
     assert failure["message"].startswith("spec.resources asks for 1 nvidia.com/gpu")
 
 

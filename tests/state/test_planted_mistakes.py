@@ -10,6 +10,7 @@ from hypothesis.stateful import run_state_machine_as_test
 from finetune_api.status import FineTuneRunStatus
 from finetune_operator import policy, status
 from finetune_operator.admission import Line
+from finetune_operator.facts import Facts
 from finetune_operator.policy import Action, Check, Decision
 from finetune_operator.settings import Settings
 from finetune_operator.waiting import Waiting
@@ -43,7 +44,7 @@ def creates_a_lost_job_again(patch: pytest.MonkeyPatch) -> None:
 
 
 def counts_active_seconds_twice(patch: pytest.MonkeyPatch) -> None:
-    def seconds(facts: status._Facts) -> int:
+    def seconds(facts: Facts) -> int:
         return facts.old.active_seconds + round(facts.world.active_seconds)
 
     patch.setattr(status, "_active_seconds", seconds)

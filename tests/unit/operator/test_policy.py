@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from finetune_api.snapshot import FINAL_CODES, REASONS, ExitCode
-from finetune_operator import policy
+from finetune_operator import failures, policy
 from finetune_operator.policy import CHECKS, Action, Check, Decision
 from finetune_operator.world import Turn, World
 from tests import worlds
@@ -59,6 +59,7 @@ def early(reason: str) -> dict[str, Any]:
     return {"reason": reason, "message": "It takes too long.", "attempt": 1}
 
 
+DEADLINE_OF_ITS_OWN = early(failures.DEADLINE_EXCEEDED) | {"exitCode": 1}
 RUNS: dict[str, Any] = {"jobs": (worlds.job(),), "pods": (worlds.running(),)}
 SUSPEND: dict[str, Any] = {"suspend": True}
 CANCEL: dict[str, Any] = {"cancel": True}
@@ -201,13 +202,13 @@ LIFECYCLE: list[Any] = [
     ),
     story(
         "ended for its deadline, and not yet gone",
-        active(70, limit=60, told={"failure": early(policy.DEADLINE_EXCEEDED)}),
+        active(70, limit=60, told={"failure": early(failures.DEADLINE_EXCEEDED)}),
         policy.stop_what_must_end,
         Action.STOP,
     ),
     story(
         "ended for its deadline, which was raised too late",
-        active(70, limit=600, told={"failure": early(policy.DEADLINE_EXCEEDED)}, jobs=(), pods=()),
+        active(70, limit=600, told={"failure": early(failures.DEADLINE_EXCEEDED)}, jobs=(), pods=()),
         policy.fail_after_the_deadline,
         Action.FAIL,
     ),
@@ -231,32 +232,34 @@ LIFECYCLE: list[Any] = [
     ),
     story(
         "a trainer that speaks of a deadline of its own",
-        world(**RUNS, status=worlds.status(1, started=True, failure=early(policy.DEADLINE_EXCEEDED) | {"exitCode": 1})),
+        world(
+            **RUNS, status=worlds.status(1, started=True, failure=early(failures.DEADLINE_EXCEEDED) | {"exitCode": 1})
+        ),
         policy.follow,
         Action.FOLLOW,
     ),
     story("it hangs", world(**RUNS, snapshot=HANGS), policy.notice_a_hang, Action.FOLLOW),
     story(
         "ended because it hung, and not yet gone",
-        world(**RUNS, status=worlds.status(1, started=True, failure=early(policy.HUNG))),
+        world(**RUNS, status=worlds.status(1, started=True, failure=early(failures.HUNG))),
         policy.stop_what_must_end,
         Action.STOP,
     ),
     story(
         "ended because it hung, job and pod are gone",
-        world(status=worlds.status(1, started=True, failure=early(policy.HUNG))),
+        world(status=worlds.status(1, started=True, failure=early(failures.HUNG))),
         policy.judge_an_attempt_that_failed,
         Action.BEGIN,
     ),
     story(
         "ended because it hung, and complete after all",
-        world(**COMPLETE, status=worlds.status(1, started=True, failure=early(policy.HUNG))),
+        world(**COMPLETE, status=worlds.status(1, started=True, failure=early(failures.HUNG))),
         policy.finish_with_a_model,
         Action.SUCCEED,
     ),
     story(
         "ended because it hung, and paused meanwhile",
-        world(status=worlds.status(1, started=True, failure=early(policy.HUNG)), changes=SUSPEND),
+        world(status=worlds.status(1, started=True, failure=early(failures.HUNG)), changes=SUSPEND),
         policy.judge_an_attempt_that_failed,
         Action.PAUSE,
     ),
@@ -264,7 +267,7 @@ LIFECYCLE: list[Any] = [
         "the attempt before hung",
         world(
             2,
-            status=worlds.status(2, started=True, failure=early(policy.HUNG)),
+            status=worlds.status(2, started=True, failure=early(failures.HUNG)),
             jobs=(worlds.job(2),),
             pods=(worlds.running(2),),
         ),
@@ -439,7 +442,7 @@ def test_an_exit_code_decides_whether_there_is_another_attempt(code: int) -> Non
     assert decision.failure.exit_code == code
     assert decision.failure.pod == "support-bot-1-abcde"
     assert decision.failure.attempt == 1
-    assert decision.failure.reason == REASONS.get(code, policy.TRAINER_FAILED)
+    assert decision.failure.reason == REASONS.get(code, failures.TRAINER_FAILED)
     assert f"exit code {code}" in decision.failure.message
 
 
@@ -466,41 +469,41 @@ def reason(found: World) -> str:
         ),
         pytest.param(
             failed(worlds.ended(1, last_word="Segmentation fault")),
-            policy.TRAINER_FAILED,
+            failures.TRAINER_FAILED,
             "Segmentation fault (Pod",
             id="a last word in plain text is shown",
         ),
         pytest.param(
             failed(worlds.ended(1, last_word='{"half')),
-            policy.TRAINER_FAILED,
+            failures.TRAINER_FAILED,
             "no message; see kubectl logs support-bot-1-abcde",
             id="half a snapshot is not",
         ),
         pytest.param(
             failed(worlds.ended(137, exit_reason="OOMKilled")),
-            policy.OUT_OF_MEMORY,
+            failures.OUT_OF_MEMORY,
             "raise spec.resources.memory",
             id="out of memory",
         ),
         pytest.param(
             failed(worlds.pod(phase="Failed", disrupted="EvictionByEvictionAPI")),
-            policy.DISRUPTED,
+            failures.DISRUPTED,
             "EvictionByEvictionAPI",
             id="evicted before the container ran",
         ),
         pytest.param(
             failed(worlds.pod(phase="Failed", exit_reason="NodeLost")),
-            policy.POD_LOST,
+            failures.POD_LOST,
             "NodeLost",
             id="failed without a word",
         ),
-        pytest.param(failed(None), policy.POD_LOST, "BackoffLimitExceeded too many", id="the pod is gone"),
-        pytest.param(world(), policy.JOB_LOST, "was deleted", id="the job is gone"),
+        pytest.param(failed(None), failures.POD_LOST, "BackoffLimitExceeded too many", id="the pod is gone"),
+        pytest.param(world(), failures.JOB_LOST, "was deleted", id="the job is gone"),
         pytest.param(
-            worlds.world(worlds.run({"profile": "a100"})), policy.NOT_SUPPORTED, "spec.profile", id="not built"
+            worlds.world(worlds.run({"profile": "a100"})), failures.NOT_SUPPORTED, "spec.profile", id="not built"
         ),
         pytest.param(
-            worlds.world(worlds.run({"method.type": "LORA"})), policy.INVALID, "spec.method.type", id="not valid"
+            worlds.world(worlds.run({"method.type": "LORA"})), failures.INVALID, "spec.method.type", id="not valid"
         ),
     ],
 )
@@ -522,7 +525,7 @@ def hung(times: int, *, saved: int = 0, limit: int = 100) -> Decision:
     """Ended because it hung, after so many that were."""
     there = [worlds.saved(saved).model_dump()] if saved else []
     told = {"hangRestarts": times, "restartsWithoutProgress": times, "checkpoints": there}
-    status = worlds.status(1, started=True, failure=early(policy.HUNG), **told)
+    status = worlds.status(1, started=True, failure=early(failures.HUNG), **told)
     return policy.decide(world(status=status, changes={"recovery.maxRestartsWithoutProgress": limit}))
 
 
@@ -539,7 +542,7 @@ def hung(times: int, *, saved: int = 0, limit: int = 100) -> Decision:
 def test_an_attempt_that_hung_is_followed_by_another_three_times_in_a_row(decision: Decision, action: Action) -> None:
     assert decision.action is action
     assert decision.failure is not None
-    assert decision.failure.reason == policy.HUNG
+    assert decision.failure.reason == failures.HUNG
     assert decision.counted is (action is Action.BEGIN)
 
 
@@ -548,7 +551,7 @@ def test_a_hang_is_told_and_ends_the_attempt_only_if_that_is_asked_for(asked: st
     decision = policy.decide(world(**RUNS, snapshot=HANGS, changes={"recovery.onHang": asked}))
     assert decision.action is Action.FOLLOW
     assert decision.hung.startswith("No step since batch 5 at 2026-03-01 12:01:40 UTC")
-    assert (decision.failure is not None and decision.failure.reason == policy.HUNG) is recorded
+    assert (decision.failure is not None and decision.failure.reason == failures.HUNG) is recorded
 
 
 def test_a_deadline_says_how_long_the_run_was_active() -> None:
@@ -653,7 +656,7 @@ def test_why_a_pod_ended_is_known_before_its_job_has_failed() -> None:
     ("attempt", "action", "expected"),
     [
         pytest.param(1, Action.FAIL, "DataInvalid", id="of this attempt"),
-        pytest.param(2, Action.BEGIN, policy.POD_LOST, id="of the attempt before"),
+        pytest.param(2, Action.BEGIN, failures.POD_LOST, id="of the attempt before"),
     ],
 )
 def test_what_was_recorded_of_an_attempt_outlives_its_pod(attempt: int, action: Action, expected: str) -> None:
@@ -667,8 +670,8 @@ def test_what_was_recorded_of_an_attempt_outlives_its_pod(attempt: int, action: 
 @pytest.mark.parametrize(
     ("code", "expected"),
     [
-        pytest.param(137, policy.DISRUPTED, id="a kill is the disruption's"),
-        pytest.param(1, policy.DISRUPTED, id="so is a crash at that time"),
+        pytest.param(137, failures.DISRUPTED, id="a kill is the disruption's"),
+        pytest.param(1, failures.DISRUPTED, id="so is a crash at that time"),
         pytest.param(65, "DataInvalid", id="bad data is bad data"),
     ],
 )

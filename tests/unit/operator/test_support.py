@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from finetune_operator import policy, support
+from finetune_operator import failures, policy, support
 from finetune_operator.policy import Action
 from tests import worlds
 
@@ -42,7 +42,7 @@ def test_what_is_not_built_is_refused_by_name_and_with_a_way_out(field: str, val
     decision = policy.decide(worlds.world(run))
     assert decision.action is Action.REFUSE
     assert decision.failure is not None
-    assert decision.failure.reason == policy.NOT_SUPPORTED
+    assert decision.failure.reason == failures.NOT_SUPPORTED
     gap = next(gap for gap in support.GAPS if gap.field == field)
     assert f"spec.{field}: " in decision.failure.message
     assert gap.instead in decision.failure.message
