@@ -39,7 +39,7 @@ def what_failed(world: World) -> Failure:
     early = recorded(world)
     if early is not None:
         return early
-    if pod is None or pod.exit_code is None:
+    if pod is None or pod.exit_code is None or (world.job is None and pod.exit_code not in FINAL_CODES):
         return known if known and known.attempt == world.attempt else _without_a_word(world)
     code = pod.exit_code
     error = word.error if word and word.error and word.error.exit_code == code else None
@@ -57,7 +57,8 @@ def what_failed(world: World) -> Failure:
 def _without_a_word(world: World) -> Failure:
     pod, job, code = world.pod, world.job, None
     if job is None:
-        reason, message = JOB_LOST, "The attempt's Job was deleted while it ran"
+        ended = f"; pod {pod.name} ended with exit code {pod.exit_code}" if pod and pod.exit_code is not None else ""
+        reason, message = JOB_LOST, f"The attempt's Job was deleted while it ran{ended}"
     elif pod is not None:
         reason = DISRUPTED if pod.disrupted else POD_LOST
         message = f"Pod {pod.name} ended without an exit code: {pod.disrupted or pod.exit_reason or 'no reason given'}"
