@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+_CHUNK = 65536
 WRITES = ("create", "update", "patch", "delete", "deletecollection")
 
 
@@ -18,8 +20,17 @@ class AuditLog:
     path: Path
 
     def mark(self) -> int:
-        """The place where it ends now."""
-        return self.path.stat().st_size
+        """The place where its last whole record ends now: the API server may be in the middle of the next."""
+        with self.path.open("rb") as file:
+            place = file.seek(0, os.SEEK_END)
+            while place > 0:
+                start = max(0, place - _CHUNK)
+                file.seek(start)
+                newline = file.read(place - start).rfind(b"\n")
+                if newline >= 0:
+                    return start + newline + 1
+                place = start
+        return 0
 
     def since(self, mark: int = 0) -> Sequence[Mapping[str, Any]]:
         """Every whole record after the mark, oldest first."""
