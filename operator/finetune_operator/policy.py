@@ -99,6 +99,11 @@ def leave_finished_runs_alone(world: World) -> Decision | None:
     return Decision(action=Action.REST) if world.run.status.is_finished else None
 
 
+def end_what_outlived_its_attempt(world: World) -> Decision | None:
+    """Likewise of an attempt: its number is over, and two must never train at once."""
+    return Decision(action=Action.STOP) if world.strays else None
+
+
 def refuse_what_cannot_be_read(world: World) -> Decision | None:
     """A run that has begun goes on: it was accepted once, by an API that has changed since."""
     if world.run.problem is None or world.attempt > 0:
@@ -222,6 +227,7 @@ CHECKS: tuple[Check, ...] = (
     delete_what_has_outlived_its_time,
     end_what_outlived_its_run,
     leave_finished_runs_alone,
+    end_what_outlived_its_attempt,
     refuse_what_cannot_be_read,
     refuse_what_is_not_built,
     refuse_a_model_that_is_not_there,
@@ -284,7 +290,7 @@ def _too_long(world: World) -> Failure | None:
 
 def _runs(world: World) -> bool:
     """Whether something of the run may still work."""
-    return (world.job is not None and not world.job.ended) or bool(world.live_pods)
+    return (world.job is not None and not world.job.ended) or bool(world.strays or world.live_pods)
 
 
 def _is_one_too_many(world: World, failure: Failure) -> bool:

@@ -121,10 +121,13 @@ class Reconciler:
         return min((seconds for seconds in (delay, next_look) if seconds is not None), default=None)
 
     async def _stop(self, world: World) -> None:
-        """End the Job, whose pods go with it; without one, the pods that were left over."""
-        if world.job is not None and not world.job.ended:
-            if not world.job.deleted:
-                await self._cluster.delete(world.run, world.job)
+        """End strays, or else the Job, whose pods go with it; without one, the pods that were left over."""
+        current = (world.job,) if world.job is not None and not world.job.ended else ()
+        jobs = world.strays or current
+        for job in jobs:
+            if not job.deleted:
+                await self._cluster.delete(world.run, job)
+        if jobs:
             return
         for pod in world.live_pods:
             if pod.deletion is None:

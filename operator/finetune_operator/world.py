@@ -124,6 +124,11 @@ class World:
         return self.pod.started if self.pod else None
 
     @property
+    def strays(self) -> tuple[Job, ...]:
+        """Jobs of earlier attempts that may still run: a create that was on its way when its operator died."""
+        return tuple(job for job in self.jobs if 0 < job.attempt < self.attempt and not job.ended)
+
+    @property
     def live_pods(self) -> tuple[Pod, ...]:
         """Pods of any attempt that may still run."""
         return tuple(pod for pod in self.pods if not pod.ended)

@@ -106,6 +106,12 @@ LIFECYCLE: list[Any] = [
         policy.end_what_outlived_its_run,
         Action.STOP,
     ),
+    story(
+        "a job of an earlier attempt turns up beside the newest one's",
+        world(2, jobs=(worlds.job(1), worlds.job(2)), pods=(worlds.running(2),)),
+        policy.end_what_outlived_its_attempt,
+        Action.STOP,
+    ),
     story("it is kept for ever", ended_at(10**9), policy.leave_finished_runs_alone, Action.REST),
     story(
         "a time to live says nothing of a run that goes on",

@@ -378,3 +378,18 @@ def test_nobody_begins_while_it_is_not_known_whether_another_was_recorded() -> N
     assert told["second"].queue.position == 1
     worlds.finish(reconcile(first))
     assert Run.parse(memory.all(RUN)[0]).status.attempt == 1
+
+
+def test_a_job_of_an_earlier_attempt_is_ended_and_the_newest_one_is_left_alone() -> None:
+    story = Story()
+    story.start()
+    first = story.memory.all(JOB)[0]
+    jobs.end_pod(story.memory, story.pod, exit_code=1)
+    story.job_controller()
+    story.look(3)
+    stray = {**first, "metadata": {**first["metadata"], "uid": "stray", "name": "support-bot-1"}, "status": {}}
+    story.memory.delete_object(Ref.of(first))
+    story.memory.add(stray)
+    story.look()
+    assert [job["metadata"]["name"] for job in story.memory.all(JOB)] == ["support-bot-2"]
+    assert story.status().attempt == 2
