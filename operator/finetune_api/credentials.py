@@ -2,8 +2,6 @@
 
 from finetune_api.fields import ApiModel, Name
 
-HUB_KEYS = ("token",)
-"""Keys of the Secret for a hub: `token` becomes HF_TOKEN."""
 STORE_KEYS = (
     "AWS_ACCESS_KEY_ID",
     "AWS_SECRET_ACCESS_KEY",
