@@ -104,8 +104,9 @@ def _ours(prepared: Any) -> Result:
     """The trainer's own loop, as a run has it but for the first step, which warms up, and the saves."""
     import transformers
 
-    from finetune_trainer import distributed, loop, model, optimizer
-    from finetune_trainer.objective import NextToken
+    from finetune_trainer import distributed, loop
+    from finetune_trainer.learning import model, optimizer
+    from finetune_trainer.learning.objective import NextToken
 
     config, plan = prepared.config, prepared.plan
     device = distributed.choose_device("CPU")

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from finetune_trainer import durable
+from finetune_trainer.saves import durable
 from tests.cluster import stub_trainer
 from tests.cluster.podspec import Image
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from finetune_trainer import durable
+from finetune_trainer.saves import durable
 from tests.cluster.api import Api
 from tests.faults.recorder import History
 from tests.faults.saver import FOLDER

@@ -15,6 +15,17 @@ VIOLATIONS = {
     "packages": ("trainer-image/finetune_trainer/loop.py", "import finetune_operator"),
     "operator": ("operator/finetune_operator/names.py", "import finetune_operator.reconcile"),
     "trainer": ("trainer-image/finetune_trainer/distributed.py", "import finetune_trainer.loop"),
+    "trainer-saves": ("trainer-image/finetune_trainer/saves/durable.py", "import finetune_trainer.saves.output"),
+    "trainer-learning": (
+        "trainer-image/finetune_trainer/learning/adapter.py",
+        "import finetune_trainer.learning.model",
+    ),
+    "trainer-data": ("trainer-image/finetune_trainer/data/messages.py", "import finetune_trainer.data.prepare"),
+    "trainer-sources": ("trainer-image/finetune_trainer/sources/formats.py", "import finetune_trainer.sources.hub"),
+    "trainer-reporting": (
+        "trainer-image/finetune_trainer/reporting/journal.py",
+        "import finetune_trainer.reporting.server",
+    ),
     "api-is-pydantic": ("operator/finetune_api/uris.py", "import aiohttp"),
     "kopf-at-the-edge": ("operator/finetune_operator/reconcile.py", "import kopf"),
     "kubernetes-at-the-edge": ("operator/finetune_operator/status.py", "import kubernetes.aio.client"),

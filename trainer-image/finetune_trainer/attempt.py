@@ -12,9 +12,10 @@ from pydantic import ValidationError
 
 from finetune_api.snapshot import EventType, ExitCode
 from finetune_api.trainer_config import CONFIG_VARIABLE, TrainerConfig
-from finetune_trainer import distributed, history, journal, memory, metrics, preflight, server
+from finetune_trainer import distributed, memory, preflight
 from finetune_trainer.errors import ConfigInvalid, TrainerError
-from finetune_trainer.reporter import Reporter
+from finetune_trainer.reporting import history, journal, metrics, server
+from finetune_trainer.reporting.reporter import Reporter
 from finetune_trainer.stopping import StopRequest
 
 logger = logging.getLogger(__name__)

@@ -17,15 +17,16 @@ import transformers
 from finetune_api.durations import Duration, Unit
 from finetune_api.snapshot import EventType, SavedCheckpoint, TrainProgress
 from finetune_api.trainer_config import TrainerConfig
-from finetune_trainer import checkpoint, generators, optimizer, output, saving
+from finetune_trainer.data.plan import Batch, Plan
 from finetune_trainer.errors import Diverged, Stopped
-from finetune_trainer.evaluation import Evaluator, Watch
-from finetune_trainer.history import History
-from finetune_trainer.model import Learner
-from finetune_trainer.objective import Objective
-from finetune_trainer.plan import Batch, Plan
-from finetune_trainer.reporter import Extent, Reporter, Step
-from finetune_trainer.source import ModelFolder
+from finetune_trainer.learning import generators, optimizer
+from finetune_trainer.learning.evaluation import Evaluator, Watch
+from finetune_trainer.learning.model import Learner
+from finetune_trainer.learning.objective import Objective
+from finetune_trainer.reporting.history import History
+from finetune_trainer.reporting.reporter import Extent, Reporter, Step
+from finetune_trainer.saves import checkpoint, output, saving
+from finetune_trainer.sources.modelfolder import ModelFolder
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)

@@ -9,9 +9,11 @@ from finetune_api.data import Task
 from finetune_api.method import MethodType
 from finetune_api.trainer_config import TrainerConfig
 from finetune_api.uris import Scheme
-from finetune_trainer import data, history, plan, source, statistics, tokenizer
-from finetune_trainer.dataset import Dataset
+from finetune_trainer.data import plan, prepare, statistics, tokenizer
+from finetune_trainer.data.dataset import Dataset
 from finetune_trainer.errors import ConfigInvalid, NotFound, StorageFailed
+from finetune_trainer.reporting import history
+from finetune_trainer.sources import modelfolder
 
 FETCHED = (Scheme.HUB, Scheme.S3, Scheme.GCS)
 """Where the trainer gets a model from by itself."""
@@ -21,7 +23,7 @@ FETCHED = (Scheme.HUB, Scheme.S3, Scheme.GCS)
 class Prepared:
     """What a training starts from."""
 
-    model: source.ModelFolder
+    model: modelfolder.ModelFolder
     data: Dataset
     evaluation: Dataset | None
     plan: plan.Plan
@@ -36,11 +38,11 @@ def check(config: TrainerConfig) -> Prepared:
     _take_storage(config)
     for given in (config.dataset.train, config.dataset.eval):
         if given is not None and given.path is not None:  # a download waits until the model is known to be one
-            data.find_files(config.dataset, config.task, given)
-    model = source.find(config.model)
+            prepare.find_files(config.dataset, config.task, given)
+    model = modelfolder.find(config.model)
     encoder = tokenizer.load(model)
     dataset, evaluation, summary = _data(config, model, encoder)
-    source.fetch_weights(model)
+    modelfolder.fetch_weights(model)
     return Prepared(
         model=model,
         data=dataset,
@@ -52,16 +54,16 @@ def check(config: TrainerConfig) -> Prepared:
 
 
 def _data(
-    config: TrainerConfig, model: source.ModelFolder, encoder: tokenizer.TextEncoder
+    config: TrainerConfig, model: modelfolder.ModelFolder, encoder: tokenizer.TextEncoder
 ) -> tuple[Dataset, Dataset | None, str]:
     """What to train and what to evaluate on, and what to tell of both."""
     scratch, task = Path(config.run_path), config.task
     longest = min(config.training.max_sequence_length, model.positions or config.training.max_sequence_length)
-    dataset, summary = data.load(config.dataset, task, encoder, longest=longest, scratch=scratch)
+    dataset, summary = prepare.load(config.dataset, task, encoder, longest=longest, scratch=scratch)
     _refuse_unknown_tokens(model, dataset)
     if config.dataset.eval is None:
         return dataset, None, summary
-    evaluation, told = data.load(
+    evaluation, told = prepare.load(
         config.dataset, task, encoder, longest=longest, source=config.dataset.eval, scratch=scratch
     )
     _refuse_unknown_tokens(model, evaluation)
@@ -94,7 +96,7 @@ def _take_storage(config: TrainerConfig) -> None:
         raise StorageFailed(f"the run's folder {config.run_path} can't be written: {why}") from error
 
 
-def _refuse_unknown_tokens(model: source.ModelFolder, dataset: Dataset) -> None:
+def _refuse_unknown_tokens(model: modelfolder.ModelFolder, dataset: Dataset) -> None:
     highest, known = int(dataset.tokens.max()), model.vocabulary_size
     if known is not None and highest >= known:
         raise NotFound(
@@ -103,7 +105,7 @@ def _refuse_unknown_tokens(model: source.ModelFolder, dataset: Dataset) -> None:
         )
 
 
-def _fingerprint(config: TrainerConfig, model: source.ModelFolder, dataset: Dataset) -> str:
+def _fingerprint(config: TrainerConfig, model: modelfolder.ModelFolder, dataset: Dataset) -> str:
     """Equal for attempts that do the same work: only their checkpoints can be resumed."""
     what = {
         "run": config.run.uid,

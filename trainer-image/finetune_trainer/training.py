@@ -15,25 +15,16 @@ import torch
 from finetune_api.method import ResumeMode
 from finetune_api.snapshot import EventType
 from finetune_api.trainer_config import TrainerConfig
-from finetune_trainer import (
-    checkpoint,
-    devices,
-    distributed,
-    journal,
-    loop,
-    memory,
-    metrics,
-    model,
-    output,
-    preference,
-    probe,
-)
-from finetune_trainer.dataset import Dataset
+from finetune_trainer import distributed, loop, memory
+from finetune_trainer.data.dataset import Dataset
+from finetune_trainer.data.plan import Plan
 from finetune_trainer.errors import StorageFailed
-from finetune_trainer.objective import NextToken, Objective
-from finetune_trainer.plan import Plan
+from finetune_trainer.learning import model, preference, probe
+from finetune_trainer.learning.objective import NextToken, Objective
 from finetune_trainer.preflight import Prepared
-from finetune_trainer.reporter import MEMORY_FULL, Reporter
+from finetune_trainer.reporting import devices, journal, metrics
+from finetune_trainer.reporting.reporter import MEMORY_FULL, Reporter
+from finetune_trainer.saves import checkpoint, output
 from finetune_trainer.stopping import StopRequest
 
 logger = logging.getLogger(__name__)

@@ -11,8 +11,8 @@ import transformers
 from safetensors.torch import load_file, save_file
 
 from finetune_api.method import Lora, LoraBias
-from finetune_trainer import adapter
 from finetune_trainer.errors import ConfigInvalid, NotFound
+from finetune_trainer.learning import adapter
 from tests import tiny_model
 
 BIASED = tiny_model.Shape(biases=True)

@@ -15,8 +15,9 @@ from moto.server import ThreadedMotoServer
 
 from finetune_api.data import DataFormat
 from finetune_api.trainer_config import ModelSource
-from finetune_trainer import buckets, downloads, places, source, tokenizer
+from finetune_trainer.data import tokenizer
 from finetune_trainer.errors import NoPermission, NotFound
+from finetune_trainer.sources import buckets, downloads, modelfolder, places
 from tests import tiny_model
 
 LARGE = bytes(n % 251 for n in range(20_000_000))
@@ -102,10 +103,10 @@ def test_a_model_is_downloaded_and_its_pickles_are_left_there(tiny: Path, s3: An
     for path in tiny.iterdir():
         s3.put_object(Bucket="data", Key=f"model/{path.name}", Body=path.read_bytes())
     s3.put_object(Bucket="data", Key="model/pytorch_model.bin", Body=b"pickle")
-    found = source.find(ModelSource(uri="s3://data/model"))
+    found = modelfolder.find(ModelSource(uri="s3://data/model"))
     assert not (found.path / "model.safetensors").exists()
     assert tokenizer.load(found).end == 2
-    source.fetch_weights(found)
+    modelfolder.fetch_weights(found)
     assert sorted(path.name for path in found.path.iterdir() if not path.name.startswith(".")) == sorted(
         path.name for path in tiny.iterdir()
     )

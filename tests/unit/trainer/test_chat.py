@@ -7,9 +7,9 @@ import pytest
 import transformers
 
 from finetune_api.data import Template
-from finetune_trainer import chat
-from finetune_trainer.messages import Problem
-from finetune_trainer.records import Conversation
+from finetune_trainer.data import chat
+from finetune_trainer.data.messages import Problem
+from finetune_trainer.data.records import Conversation
 from tests import tiny_model
 
 SPECIAL = {"bos_token": "<s>", "eos_token": "</s>"}

@@ -9,9 +9,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from finetune_trainer import devices, distributed
+from finetune_trainer import distributed
 from finetune_trainer.errors import ConfigInvalid
-from finetune_trainer.metrics import DeviceSample
+from finetune_trainer.reporting import devices
+from finetune_trainer.reporting.metrics import DeviceSample
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from finetune_trainer import durable
+from finetune_trainer.saves import durable
 
 
 def test_a_folder_replaces_the_one_that_was_there(tmp_path: Path) -> None:

@@ -6,10 +6,11 @@ import pytest
 
 from finetune_api.data import Columns, Task, Template
 from finetune_api.trainer_config import ModelSource
-from finetune_trainer import encoding, source, tokenizer
-from finetune_trainer.messages import Problem
-from finetune_trainer.readers import Raw
-from finetune_trainer.records import Document, Place
+from finetune_trainer.data import encoding, tokenizer
+from finetune_trainer.data.messages import Problem
+from finetune_trainer.data.readers import Raw
+from finetune_trainer.data.records import Document, Place
+from finetune_trainer.sources import modelfolder
 from tests import tiny_model
 
 END = 2
@@ -93,7 +94,7 @@ def test_where_spans_lie_is_found_in_one_pass() -> None:
 def _settings(
     task: Task, *, longest: int = 512, chat_template: str | None = tiny_model.CHAT_TEMPLATE
 ) -> encoding.Settings:
-    model = source.find(ModelSource(uri="pvc://x/y", path=str(tiny_model.build(chat_template=chat_template))))
+    model = modelfolder.find(ModelSource(uri="pvc://x/y", path=str(tiny_model.build(chat_template=chat_template))))
     return encoding.Settings(task, Columns(), Template(), tokenizer.load(model), longest)
 
 

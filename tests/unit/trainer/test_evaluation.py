@@ -12,11 +12,12 @@ import torch
 import transformers
 
 from finetune_api.snapshot import ExitCode
-from finetune_trainer import evaluation, preflight
+from finetune_trainer import preflight
 from finetune_trainer.distributed import Device
-from finetune_trainer.evaluation import Watch
-from finetune_trainer.model import load
-from finetune_trainer.objective import NextToken
+from finetune_trainer.learning import evaluation
+from finetune_trainer.learning.evaluation import Watch
+from finetune_trainer.learning.model import load
+from finetune_trainer.learning.objective import NextToken
 from tests import tiny_model, trainer_process
 from tests.trainer_builders import configuration, merged, parsed, write_preferences, write_rows
 

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from finetune_api.data import DataFormat
-from finetune_trainer import formats
 from finetune_trainer.errors import ConfigInvalid, NoPermission, NotFound
+from finetune_trainer.sources import formats
 
 URI = "pvc://datasets/x"
 

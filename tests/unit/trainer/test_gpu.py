@@ -9,8 +9,10 @@ import pytest
 import torch
 
 from finetune_api.snapshot import ExitCode
-from finetune_trainer import batch, model, preflight
+from finetune_trainer import preflight
+from finetune_trainer.data import batch
 from finetune_trainer.distributed import choose_device
+from finetune_trainer.learning import model
 from tests import trainer_process
 from tests.trainer_builders import configuration, merged, parsed
 

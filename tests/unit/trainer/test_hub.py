@@ -12,8 +12,8 @@ import huggingface_hub.constants
 import pytest
 
 from finetune_api.data import DataFormat
-from finetune_trainer import places
 from finetune_trainer.errors import NoPermission, NotFound
+from finetune_trainer.sources import places
 
 CARD = b"""---
 configs:

@@ -11,10 +11,13 @@ from safetensors.torch import load_file, save_file
 
 from finetune_api.method import Precision
 from finetune_api.trainer_config import ModelSource
-from finetune_trainer import batch, model, preflight, source
-from finetune_trainer.dataset import Dataset
+from finetune_trainer import preflight
+from finetune_trainer.data import batch
+from finetune_trainer.data.dataset import Dataset
 from finetune_trainer.distributed import Device
 from finetune_trainer.errors import ConfigInvalid, NotFound
+from finetune_trainer.learning import model
+from finetune_trainer.sources import modelfolder
 from tests import tiny_model
 from tests.trainer_builders import parsed
 
@@ -48,7 +51,7 @@ def test_padded_logits_are_those_of_each_record_alone(tmp_path: Path) -> None:
 
 
 def test_a_model_that_mixes_packed_records_is_padded_instead(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from finetune_trainer import attention
+    from finetune_trainer.learning import attention
 
     def one_for_all(module: Any, query: Any, key: Any, value: Any, mask: Any, *, scaling: float, **_: Any) -> Any:
         mixed = torch.nn.functional.scaled_dot_product_attention(
@@ -64,7 +67,7 @@ def test_a_model_that_mixes_packed_records_is_padded_instead(tmp_path: Path, mon
 
 
 def test_a_sliding_window_is_kept_within_each_record() -> None:
-    from finetune_trainer import attention
+    from finetune_trainer.learning import attention
 
     torch.manual_seed(0)
     query, key, value = (torch.randn(1, 2, 12, 8) for _ in range(3))
@@ -79,7 +82,7 @@ def test_a_sliding_window_is_kept_within_each_record() -> None:
 
 
 def test_attention_that_can_not_be_packed_is_refused() -> None:
-    from finetune_trainer import attention
+    from finetune_trainer.learning import attention
 
     zeros = torch.zeros(1, 1, 2, 4)
     with pytest.raises(attention.PackingUnsupported, match="softcap"):
@@ -162,7 +165,7 @@ def test_a_precision_that_is_named_is_taken(wanted: Precision, device: Device, e
 def _load(folder: Path, changes: dict[str, Any]) -> tuple[model.Learner, Dataset]:
     config = parsed(folder, changes)
     prepared = preflight.check(config)
-    found = source.find(ModelSource(uri=config.model.uri, path=config.model.path))
+    found = modelfolder.find(ModelSource(uri=config.model.uri, path=config.model.path))
     return model.load(found, config, CPU, most_tokens=prepared.plan.most_tokens), prepared.data
 
 

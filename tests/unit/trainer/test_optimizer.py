@@ -5,7 +5,7 @@ import torch
 import transformers
 
 from finetune_api.method import LearningRateScaling, Scheduler, Training
-from finetune_trainer.optimizer import adamw, learning_rate
+from finetune_trainer.learning.optimizer import adamw, learning_rate
 
 STEPS, WARMUP = 50, 5
 

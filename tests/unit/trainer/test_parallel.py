@@ -10,7 +10,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from finetune_trainer import parallel
+from finetune_trainer.data import parallel
 from tests.pool_work import square
 
 
@@ -47,7 +47,7 @@ def test_an_error_in_a_worker_is_raised_here() -> None:
 def test_workers_end_with_the_process_that_is_killed(tmp_path: Path) -> None:
     program = (
         "import time\n"
-        "from finetune_trainer import parallel\n"
+        "from finetune_trainer.data import parallel\n"
         "from tests.pool_work import nap\n"
         "if __name__ == '__main__':\n"
         "    for _ in parallel.mapped(nap, range(1000), workers=2): print('.', flush=True)\n"

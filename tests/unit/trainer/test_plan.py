@@ -5,8 +5,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from finetune_api.method import BatchSize, Training
+from finetune_trainer.data.plan import Plan, batch_sizes
 from finetune_trainer.errors import ConfigInvalid
-from finetune_trainer.plan import Plan, batch_sizes
 
 LENGTHS = st.lists(st.integers(min_value=2, max_value=300), min_size=1, max_size=60)
 

@@ -8,10 +8,12 @@ import torch
 import transformers
 from peft import PeftModel
 
-from finetune_trainer import model, preference, preflight, weights
-from finetune_trainer.dataset import Dataset
+from finetune_trainer import preflight
+from finetune_trainer.data.dataset import Dataset
 from finetune_trainer.distributed import Device
-from finetune_trainer.preference import Pairs, Remembered, WithoutAdapter
+from finetune_trainer.learning import model, preference
+from finetune_trainer.learning.preference import Pairs, Remembered, WithoutAdapter
+from finetune_trainer.saves import weights
 from tests import tiny_model, trainer_process
 from tests.trainer_builders import configuration, merged, parsed, write_preferences
 

@@ -9,12 +9,14 @@ import pytest
 import torch
 
 from finetune_api.snapshot import EventType, ExitCode
-from finetune_trainer import batch, loop, memory, model, preflight, probe
+from finetune_trainer import loop, memory, preflight
+from finetune_trainer.data import batch
+from finetune_trainer.data.plan import Plan
 from finetune_trainer.distributed import Device
 from finetune_trainer.errors import OutOfMemory
-from finetune_trainer.objective import NextToken, Objective
-from finetune_trainer.plan import Plan
-from finetune_trainer.preference import Pairs, WithoutAdapter
+from finetune_trainer.learning import model, probe
+from finetune_trainer.learning.objective import NextToken, Objective
+from finetune_trainer.learning.preference import Pairs, WithoutAdapter
 from tests import trainer_process
 from tests.trainer_builders import configuration, merged, parsed, write_preferences
 

@@ -7,9 +7,11 @@ import bitsandbytes.functional
 import pytest
 import torch
 
-from finetune_trainer import batch, model, preflight
-from finetune_trainer.dataset import Dataset
+from finetune_trainer import preflight
+from finetune_trainer.data import batch
+from finetune_trainer.data.dataset import Dataset
 from finetune_trainer.distributed import Device
+from finetune_trainer.learning import model
 from tests.trainer_builders import parsed
 
 CPU = Device("cpu", "cpu", 1)

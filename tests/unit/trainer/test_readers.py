@@ -12,9 +12,10 @@ import pyarrow as pa
 import pytest
 
 from finetune_api.data import Columns, DataFormat, Task
-from finetune_trainer import formats, jsonarray, readers
-from finetune_trainer.messages import Problem
-from finetune_trainer.records import Document
+from finetune_trainer.data import jsonarray, readers
+from finetune_trainer.data.messages import Problem
+from finetune_trainer.data.records import Document
+from finetune_trainer.sources import formats
 
 ROWS = [{"prompt": "a", "response": "b"}, {"prompt": "c\n", "response": "d, é"}]
 LINES = "".join(json.dumps(row) + "\n" for row in ROWS)

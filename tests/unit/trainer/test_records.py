@@ -5,8 +5,8 @@ import json
 import pytest
 
 from finetune_api.data import Columns, Task
-from finetune_trainer import records
-from finetune_trainer.messages import Problem
+from finetune_trainer.data import records
+from finetune_trainer.data.messages import Problem
 
 BAD_INSTRUCTIONS = {
     "a misspelt key is named beside what is expected": (

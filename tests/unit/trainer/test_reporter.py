@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from finetune_api.snapshot import EventType, Snapshot
-from finetune_trainer import journal, metrics
-from finetune_trainer.reporter import Evaluated, Extent, Reporter, Step
+from finetune_trainer.reporting import journal, metrics
+from finetune_trainer.reporting.reporter import Evaluated, Extent, Reporter, Step
 
 NOW = datetime(2026, 11, 22, tzinfo=UTC)
 TEN = Extent(epochs=1, steps=10, tokens=1000, in_tokens=False)

@@ -9,9 +9,10 @@ from typing import Any
 import pytest
 
 from finetune_api.data import Columns, DataFormat, Task
-from finetune_trainer import formats, readers
+from finetune_trainer.data import readers
+from finetune_trainer.data.messages import Problem
 from finetune_trainer.errors import ConfigInvalid, DataInvalid
-from finetune_trainer.messages import Problem
+from finetune_trainer.sources import formats
 
 GOLDEN = Path(__file__).parents[2] / "golden" / "mds.json"
 

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from finetune_trainer import splits
+from finetune_trainer.sources import splits
 
 CARD = {
     "configs": [

@@ -10,9 +10,10 @@ import pytest
 from pyarrow import parquet
 
 from finetune_api.data import Columns, DataFormat, Task
-from finetune_trainer import formats, readers
+from finetune_trainer.data import readers
+from finetune_trainer.data.messages import Problem
 from finetune_trainer.errors import ConfigInvalid, DataInvalid
-from finetune_trainer.messages import Problem
+from finetune_trainer.sources import formats
 
 ROWS: list[dict[str, Any]] = [{"prompt": f"question {n}", "response": f"answer {n}", "id": n} for n in range(2500)]
 CHAT = [{"role": "user", "content": "a", "tool_calls": None}, {"role": "assistant", "content": "b", "tool_calls": None}]

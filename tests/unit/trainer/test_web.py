@@ -15,8 +15,8 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from finetune_trainer import web
 from finetune_trainer.errors import ConfigInvalid, NoPermission, NotFound, StorageFailed
+from finetune_trainer.sources import web
 
 CONTENT = bytes(n % 251 for n in range(3_000_000))
 ALLOWED = ipaddress.ip_address("127.0.0.1")

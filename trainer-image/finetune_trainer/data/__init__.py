@@ -1,0 +1,1 @@
+"""From files to tensors: records read, checked, encoded, planned into batches."""

@@ -1,0 +1,1 @@
+"""What is learned and how: the model, its loss, the optimizer, evaluation."""

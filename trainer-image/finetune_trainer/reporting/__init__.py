@@ -1,0 +1,1 @@
+"""What is told: progress, metrics, the log, the history."""

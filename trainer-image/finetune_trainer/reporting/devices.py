@@ -1,0 +1,128 @@
+"""Watches how busy and how full the device and the CPU are, from a thread: by NVML and by the system's own accounts."""
+
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+
+import psutil
+
+from finetune_trainer.distributed import Device
+from finetune_trainer.reporting import metrics
+
+logger = logging.getLogger(__name__)
+
+INTERVAL_SECONDS = 2.0
+WINDOW_SECONDS = 60.0
+
+Probe = Callable[[], metrics.DeviceSample]
+
+
+def watch(device: Device, *, report: Callable[[metrics.DeviceSample], None]) -> None:
+    """Sample the device now and then, for as long as the process lives."""
+    cpu = _CpuClock()
+    probe = _nvml_probe(cpu) if device.kind == "cuda" else _cpu_probe(cpu)
+    threading.Thread(target=_sample, args=(probe, report), name="device-watch", daemon=True).start()
+
+
+def _sample(probe: Probe, report: Callable[[metrics.DeviceSample], None]) -> None:
+    pause = threading.Event()
+    while not pause.wait(INTERVAL_SECONDS):
+        try:
+            sample = probe()
+        except Exception as error:  # noqa: BLE001 - a driver may raise anything; the figure is missing, no more
+            logger.warning("the device can't be watched any more: %s", error)
+            return
+        metrics.record_device(sample)
+        report(sample)
+
+
+class _CpuClock:
+    """CPU cores that this process and its children have kept busy over the last minute."""
+
+    def __init__(self) -> None:
+        self._process = psutil.Process()
+        self._readings = deque([(time.monotonic(), self._seconds())])
+
+    def cores(self) -> float:
+        now, used = time.monotonic(), self._seconds()
+        self._readings.append((now, used))
+        while len(self._readings) > 2 and self._readings[1][0] <= now - WINDOW_SECONDS:
+            self._readings.popleft()
+        since, before = self._readings[0]
+        return max(0.0, used - before) / max(now - since, 1e-3)
+
+    def _seconds(self) -> float:
+        """CPU time so far, that of children which have ended included."""
+        own = self._process.cpu_times()
+        total: float = own.user + own.system + own.children_user + own.children_system
+        for child in self._process.children(recursive=True):
+            try:
+                times = child.cpu_times()
+            except psutil.Error:  # it has ended meanwhile
+                continue
+            total += times.user + times.system
+        return total
+
+
+class _Mean:
+    """The mean of what was seen over the last minute."""
+
+    def __init__(self) -> None:
+        self._seen: deque[float] = deque(maxlen=round(WINDOW_SECONDS / INTERVAL_SECONDS))
+
+    def of(self, value: float) -> float:
+        self._seen.append(value)
+        return sum(self._seen) / len(self._seen)
+
+
+def _cpu_probe(cpu: _CpuClock) -> Probe:
+    process = psutil.Process()
+    total = psutil.virtual_memory().total
+
+    def probe() -> metrics.DeviceSample:
+        used = process.memory_info().rss
+        return metrics.DeviceSample(
+            device="cpu", utilization=None, cpu_cores=cpu.cores(), memory_used=used, memory_total=total
+        )
+
+    return probe
+
+
+def _nvml_probe(cpu: _CpuClock) -> Probe:
+    import torch
+
+    try:
+        import pynvml
+
+        pynvml.nvmlInit()
+        handle = pynvml.nvmlDeviceGetHandleByUUID(f"GPU-{torch.cuda.get_device_properties(0).uuid}")
+    except Exception as error:  # noqa: BLE001 - no NVML, a MIG slice, another vendor: PyTorch's own figures are left
+        logger.warning("NVML can't be used (%s): device utilisation is not reported", error)
+        return _torch_probe(cpu)
+    busy = _Mean()
+
+    def probe() -> metrics.DeviceSample:
+        rates, memory = pynvml.nvmlDeviceGetUtilizationRates(handle), pynvml.nvmlDeviceGetMemoryInfo(handle)
+        return metrics.DeviceSample(
+            device="0",
+            utilization=busy.of(rates.gpu / 100),
+            cpu_cores=cpu.cores(),
+            memory_used=memory.used,
+            memory_total=memory.total,
+        )
+
+    return probe
+
+
+def _torch_probe(cpu: _CpuClock) -> Probe:
+    import torch
+
+    def probe() -> metrics.DeviceSample:
+        free, total = torch.cuda.mem_get_info(0)
+        return metrics.DeviceSample(
+            device="0", utilization=None, cpu_cores=cpu.cores(), memory_used=total - free, memory_total=total
+        )
+
+    return probe

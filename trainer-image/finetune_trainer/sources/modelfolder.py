@@ -1,0 +1,158 @@
+"""Where the model comes from: a folder, the hub, a bucket. Says what is missing before anything heavy is imported.
+
+Weights are safetensors or nothing: a pickle can run code when it is opened.
+"""
+
+import json
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from finetune_api.trainer_config import TOKEN_VARIABLE, ModelSource
+from finetune_api.uris import Scheme, Uri
+from finetune_trainer.errors import NoPermission, NotFound
+from finetune_trainer.sources import buckets
+
+logger = logging.getLogger(__name__)
+
+DESCRIPTIONS = ("*.json", "*.jinja", "*.model", "*.txt")
+CODE = ("*.py",)
+WEIGHTS = ("*.safetensors",)
+INDEX = "model.safetensors.index.json"
+PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
+
+
+@dataclass(frozen=True)
+class ModelFolder:
+    """A model on disk: at first only its descriptions, after `fetch_weights` all of it."""
+
+    path: Path
+    source: ModelSource
+    config: Mapping[str, Any]
+    """Its config.json."""
+
+    @property
+    def vocabulary_size(self) -> int | None:
+        """Number of embeddings, where the config tells."""
+        return self._text_setting("vocab_size")
+
+    @property
+    def positions(self) -> int | None:
+        """Longest sequence that the model was made for, where the config tells."""
+        return self._text_setting("max_position_embeddings")
+
+    def _text_setting(self, name: str) -> int | None:
+        inner = self.config.get("text_config")
+        value = self.config.get(name, inner.get(name) if isinstance(inner, dict) else None)
+        return value if isinstance(value, int) else None
+
+
+def find(source: ModelSource) -> ModelFolder:
+    """The model's descriptions, downloaded if need be. Raises NotFound or NoPermission with what is wrong."""
+    patterns = DESCRIPTIONS + (CODE if source.trust_remote_code else ())
+    path = Path(source.path) if source.path is not None else _download(source, patterns)
+    return ModelFolder(path, source, _description(path, source))
+
+
+def fetch_weights(folder: ModelFolder) -> None:
+    """Have the weights on disk, whole. Raises NotFound."""
+    if folder.source.path is None:
+        _download(folder.source, WEIGHTS)
+    uri, path = folder.source.uri, folder.path
+    if (path / INDEX).is_file():
+        shards = set(read_json(path / INDEX, uri).get("weight_map", {}).values())
+        missing = sorted(shard for shard in shards if not (path / shard).is_file())
+        if missing:
+            raise NotFound(f"model {uri} is not whole: {', '.join(missing[:5])} of {len(shards)} weight files missing")
+        return
+    if next(path.glob("*.safetensors"), None):
+        return
+    pickles = sorted(found.name for pattern in PICKLES for found in path.glob(pattern))
+    if pickles or folder.source.path is None:
+        raise NotFound(
+            f"model {uri} has no safetensors weights{f', only {pickles[0]}' if pickles else ''}; pickled weights can"
+            " run code and are not loaded: convert them with save_pretrained(..., safe_serialization=True)"
+        )
+    raise NotFound(f"model {uri} has no weights: no *.safetensors in {path}; {neighbours(path)}")
+
+
+def neighbours(path: Path, limit: int = 10) -> str:
+    """What is in the nearest folder that exists, for a message."""
+    folder = path
+    while not folder.is_dir() and folder != folder.parent:
+        folder = folder.parent
+    try:
+        names = sorted(entry.name + "/" * entry.is_dir() for entry in folder.iterdir())
+    except OSError as error:
+        return f"{folder} can't be read: {error.strerror}"
+    more = f" and {len(names) - limit} more" if len(names) > limit else ""
+    return f"{folder} holds {', '.join(names[:limit])}{more}" if names else f"{folder} is empty"
+
+
+def read_json(path: Path, uri: str) -> dict[str, Any]:
+    """A JSON object of the model's. Raises NotFound if it can't be read as one."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise NotFound(f"model {uri}: {path.name} can't be read: {error}") from error
+    if not isinstance(found, dict):
+        raise NotFound(f"model {uri}: {path.name} is not a JSON object")
+    return found
+
+
+def _description(path: Path, source: ModelSource) -> dict[str, Any]:
+    uri = source.uri
+    if not path.is_dir():
+        what = "is a file" if path.exists() else "is not there"
+        raise NotFound(f"model {uri}: the folder {path} {what}; {neighbours(path)}")
+    if not (path / "config.json").is_file():
+        if (path / "adapter_config.json").is_file():
+            raise NotFound(f"model {uri} is an adapter, not a whole model: name its base model, or merge it first")
+        raise NotFound(f"model {uri} is not a model: no config.json; {neighbours(path)}")
+    return read_json(path / "config.json", uri)
+
+
+def _download(source: ModelSource, patterns: tuple[str, ...]) -> Path:
+    """The files that match, of a hub or a bucket. Trouble on the way is raised as it is: it may pass."""
+    place = Uri.parse(source.uri)
+    if place.scheme != Scheme.HUB:
+        return buckets.fetch(source.uri, wanted=buckets.below(patterns), what="model")
+    import huggingface_hub
+    from huggingface_hub import errors
+
+    try:
+        found = huggingface_hub.snapshot_download(place.name, revision=place.revision, allow_patterns=list(patterns))
+    except errors.GatedRepoError as error:
+        raise NoPermission(
+            f"model {source.uri} is gated: accept its terms on the hub with the account of the token"
+            f" that model.credentials names ({_status(error)})"
+        ) from error
+    except errors.RevisionNotFoundError as error:
+        raise NotFound(f"model {source.uri}: the repository has no revision {place.revision!r}") from error
+    except (errors.HfHubHTTPError, errors.LocalEntryNotFoundError) as error:
+        raise _understood(source, error) from error
+    return Path(found)
+
+
+def _understood(source: ModelSource, error: Exception) -> Exception:
+    from huggingface_hub import constants
+
+    status = _status(error)
+    if constants.is_offline_mode():
+        return NotFound(f"model {source.uri} is not in the hub's cache here, and HF_HUB_OFFLINE forbids a download")
+    if status == 404:
+        return NotFound(f"model {source.uri} is not on the hub, or is private and {TOKEN_VARIABLE} may not see it")
+    if status in (401, 403):
+        return NoPermission(
+            f"the hub refuses model {source.uri} ({status}): it doesn't exist, or is private or gated; set"
+            f" model.credentials to a Secret with a token that may read it"
+        )
+    return error
+
+
+def _status(error: BaseException) -> int | None:
+    """The hub's answer; the library wraps some answers in an error of its own."""
+    response = getattr(error, "response", None) or getattr(error.__cause__, "response", None)
+    return getattr(response, "status_code", None)
