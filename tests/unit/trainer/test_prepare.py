@@ -228,7 +228,7 @@ chunk = encoding.Encoded(
     [records.Place("a", n) for n in range(records_of_a_chunk)], array("Q", range(records_of_a_chunk)),
 )
 before = held()
-builder = data._Builder(folder, paired=False)
+builder = prepare._Builder(folder, paired=False)
 for _ in range(40):
     builder.add(chunk)
 dataset = builder.finish()
