@@ -140,25 +140,27 @@ class Play:
 
     async def patch(self, *, spec: Mapping[str, Any], run: str = RUN) -> None:
         """Change a verb; of a run that was deleted meanwhile there is nothing to change."""
-        if run in self.deleted:
-            return
-        await self._api.request("PATCH", self._path(run), body={"spec": spec}, content_type=MERGE)
+        try:
+            await self._api.request("PATCH", self._path(run), body={"spec": spec}, content_type=MERGE)
+        except ApiError as error:
+            if error.code != 404 or run not in self.deleted:
+                raise
 
     async def delete(self, *, run: str = RUN) -> None:
         """As `kubectl delete` does."""
         self.deleted.add(run)
-        await self._gone("DELETE", self._path(run), propagationPolicy="Background")
+        await self._if_there("DELETE", self._path(run), propagationPolicy="Background")
 
     async def delete_job(self, *, attempt: int = 1, run: str = RUN) -> None:
         """Somebody deletes the Job under the training."""
         path = f"/apis/batch/v1/namespaces/{self._namespace}/jobs/{run}-{attempt}"
-        await self._gone("DELETE", path, propagationPolicy="Background")
+        await self._if_there("DELETE", path, propagationPolicy="Background")
 
     async def lose_pod(self, *, attempt: int = 1, run: str = RUN) -> None:
         """The pod is gone without a word, as with its node."""
         for pod in self.pods(run, attempt):
             path = f"/api/v1/namespaces/{self._namespace}/pods/{pod['metadata']['name']}"
-            await self._gone("DELETE", path, gracePeriodSeconds="0")
+            await self._if_there("DELETE", path, gracePeriodSeconds="0")
 
     async def evict(self, *, attempt: int = 1, run: str = RUN) -> None:
         """As a drain of the node does."""
@@ -166,14 +168,15 @@ class Play:
             name = pod["metadata"]["name"]
             path = f"/api/v1/namespaces/{self._namespace}/pods/{name}/eviction"
             body = {"apiVersion": "policy/v1", "kind": "Eviction", "metadata": {"name": name}}
-            await self._api.request("POST", path, body=body)
+            await self._if_there("POST", path, body=body)
 
     def _path(self, run: str = "") -> str:
         return f"/apis/{API_VERSION}/namespaces/{self._namespace}/{PLURAL}" + (f"/{run}" if run else "")
 
-    async def _gone(self, verb: str, path: str, **query: str) -> None:
+    async def _if_there(self, verb: str, path: str, **more: Any) -> None:
+        """Of what goes away by itself: it may be gone by now."""
         try:
-            await self._api.request(verb, path, **query)
+            await self._api.request(verb, path, **more)
         except ApiError as error:
             if error.code != 404:
                 raise
