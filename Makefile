@@ -5,13 +5,13 @@ SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .ONESHELL:
 .DEFAULT_GOAL := help
-.PHONY: help setup kube demo test unit e2e faults generate verify bench-trainer bench-operator bench-retries bench-queue bench-hangs bench-idle requirements clean
+.PHONY: help setup kube demo test unit e2e faults generate verify bench-trainer bench-operator bench-retries bench-queue bench-hangs bench-idle bench-saves bench-devices images images-test checkov requirements clean
 
 PYTHON ?= python3
 ARGS ?=
 VENV := .venv
 RUN := $(VENV)/bin/python
-SOURCES := $(wildcard operator trainer-image tests benchmarks examples)
+SOURCES := $(wildcard operator trainer-image charts tests benchmarks examples)
 PINS := requirements/uv.txt requirements/dev.txt requirements/demo.txt
 # Named after what it stands for, the pins and pyproject.toml down to the linters: while they stay, nothing is set up.
 STAMP := $(VENV)/setup-$(shell (cat $(PINS) && sed '/^\[tool.ruff/,$$d' pyproject.toml) | sha256sum | cut -c1-16)
@@ -57,18 +57,22 @@ e2e: setup kube ## Run the tests on real Kubernetes alone.
 faults: setup kube ## Play every fault plan against the operator, and report; ARGS="-k NAME" picks some.
 	@$(RUN) -m tests.faults $(ARGS)
 
-generate: setup ## Write what comes from the models: crds/ and docs/api.md.
+generate: setup ## Write what is generated: crds/, docs/api.md, and the chart's copies.
 	@$(RUN) -m finetune_api.crd
+	$(RUN) -m charts.dashboards
+	$(RUN) -m tests.chart.generate
 
 verify: setup ## Check generated files, lint, format, types and layers.
 	@$(RUN) -m finetune_api.crd --check
+	$(RUN) -m charts.dashboards --check
+	$(RUN) -m tests.chart.generate --check
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy $(SOURCES)
 	$(VENV)/bin/lint-imports --no-logo
 
-bench-trainer: setup ## Measure the trainer's tokens/s against transformers.Trainer.
-	@$(RUN) -m benchmarks.trainer
+bench-trainer: setup ## Measure the trainer's tokens/s beside TRL's and transformers'.
+	@$(RUN) -m benchmarks.trainer $(ARGS)
 
 bench-operator: setup kube ## Measure writes a run, and the time from event to status.
 	@$(RUN) -m benchmarks.operator
@@ -76,10 +80,24 @@ bench-operator: setup kube ## Measure writes a run, and the time from event to s
 bench-retries bench-queue bench-hangs bench-idle: setup kube
 	@$(RUN) -m benchmarks.$(@:bench-%=%) $(ARGS)
 
+bench-saves bench-devices: setup
+	@$(RUN) -m benchmarks.$(@:bench-%=%) $(ARGS)
+
+bench-saves: ## Measure what a checkpoint costs the training.
+bench-devices: ## Measure the throughput of two processes beside one.
 bench-retries: ## Measure how soon a failed attempt is followed by the next.
 bench-queue: ## Measure 15,000 queued runs; ARGS="--runs 1000" takes fewer.
 bench-hangs: ## Look for hangs among 100 slow runs.
 bench-idle: ## Measure what 1,000 idle runs cost in 10 minutes.
+
+images: setup ## Build both images with buildah: BASE=image@sha256:..., or BASE_TAR=file.
+	@$(RUN) -m tests.images.build $(if $(BASE_TAR),--base-tar $(BASE_TAR),--base $(BASE)) $(if $(ARGS),-- $(ARGS))
+
+images-test: setup kube ## Build both images and run them, the quickstart too: long; needs root, buildah, runc, mmdebstrap.
+	@$(RUN) -m pytest tests/images/check.py -o faulthandler_timeout=0 $(ARGS)
+
+checkov: setup ## Run checkov on chart and Dockerfiles.
+	@$(RUN) -m tests.chart.checkov
 
 requirements: setup ## Pin the dependencies again; ARGS=--upgrade takes newer ones.
 	@compile() {
@@ -91,6 +109,7 @@ requirements: setup ## Pin the dependencies again; ARGS=--upgrade takes newer on
 	compile pyproject.toml --extra trainer --constraint requirements/dev.txt --output-file requirements/trainer.txt
 	compile --no-deps requirements/demo.in --output-file requirements/demo.txt
 	compile requirements/uv.in --output-file requirements/uv.txt
+	compile --no-deps --constraint requirements/dev.txt requirements/bench.in --output-file requirements/bench.txt
 
 clean: ## Remove .venv and what tools left; the caches outside the checkout stay.
 	@rm -rf $(VENV) .demo dist .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache

@@ -60,7 +60,9 @@ SPEC: Object = {
         "claimTemplate": {"storageClassName": "fast", "size": "100Gi", "accessMode": "ReadWriteOnce"},
         "subPath": "runs/support-bot",
         "retain": "Retain",
+        "mergeAdapter": False,
         "uploadUri": "s3://models/support-bot",
+        "credentials": {"secretName": "model-store-keys"},
     },
     "resources": {
         "nodes": 1,
@@ -149,6 +151,7 @@ STATUS: Object = {
         "deviceUtilization": "0.97",
         "deviceMemoryBytes": 1 << 34,
         "lastStepTime": TIME,
+        "stepSeconds": 41,
         "reportedTime": TIME,
         "attempt": 2,
         "stale": False,
@@ -167,6 +170,7 @@ STATUS: Object = {
     "output": {
         "uri": "pvc://support-bot/output",
         "checkpoint": "ep1-ba56",
+        "uploadUri": "s3://models/support-bot",
         "mlflowRunId": "1a2b",
         "registeredModel": "support-bot/3",
     },
@@ -180,10 +184,11 @@ STATUS: Object = {
     "queue": {"position": 3, "message": "2 runs are ahead."},
 }
 
+CUSTOM: Object = {"task": "Custom", "storage": {"uploadUri": None, "credentials": None}}
 CONTEXTS: Mapping[str, Object] = {
-    "spec.trainer.command": {"task": "Custom", "trainer": {"command": ["train"]}},
-    "spec.trainer.args": {"task": "Custom", "trainer": {"args": ["--fast"]}},
-    "spec.trainer.env": {"task": "Custom", "trainer": {"env": {"HF_HOME": "/tmp"}}},
+    "spec.trainer.command": CUSTOM | {"trainer": {"command": ["train"]}},
+    "spec.trainer.args": CUSTOM | {"trainer": {"command": ["train"], "args": ["--fast"]}},
+    "spec.trainer.env": CUSTOM | {"trainer": {"command": ["train"], "env": {"HF_HOME": "/tmp"}}},
     "spec.storage.claimName": {"storage": {"claimTemplate": None, "claimName": "existing"}},
     "spec.training.batchSize.global": {"training": {"batchSize": {"gradientAccumulationSteps": None, "global": 64}}},
 }
@@ -270,6 +275,7 @@ FORMATS: Mapping[str, tuple[list[Any], list[Any]]] = {
     ),
     "spec.model.credentials.secretName": NAMES,
     "spec.dataset.credentials.secretName": NAMES,
+    "spec.storage.credentials.secretName": NAMES,
     "spec.dataset.train.uri": DATA,
     "spec.dataset.eval.uri": DATA,
     "spec.method.lora.targetModules[]": (["all-linear", "q_proj", "layers.0.fc"], ["", "q proj", "a/b", "q*", "ä"]),
@@ -329,9 +335,28 @@ FORMATS: Mapping[str, tuple[list[Any], list[Any]]] = {
 RULES: Mapping[tuple[str, str], tuple[Object, Object]] = {
     ("spec", ".training.earlyStopping"): ({}, {"dataset": {"eval": None}}),
     ("spec", ".trainer"): (
-        {"task": "Custom", "trainer": {"command": ["a"], "args": ["b"], "env": {"C": "d"}}},
+        CUSTOM | {"trainer": {"command": ["a"], "args": ["b"], "env": {"C": "d"}}},
         {"trainer": {"args": ["b"]}},
     ),
+    ("spec", ".model"): (CUSTOM | {"model": None, "trainer": {"command": ["a"]}}, {"model": None}),
+    ("spec", ".dataset"): (
+        CUSTOM | {"dataset": None, "training": {"earlyStopping": None}, "trainer": {"command": ["a"]}},
+        {"dataset": None, "training": {"earlyStopping": None}},
+    ),
+    ("spec", ".trainer.image"): (
+        CUSTOM | {"trainer": {"command": ["a"]}},
+        CUSTOM | {"trainer": {"command": ["a"], "image": ""}},
+    ),
+    ("spec", ".trainer.command"): (CUSTOM | {"trainer": {"command": ["a"]}}, CUSTOM),
+    ("spec", ".storage"): (
+        {},
+        {"task": "Custom", "trainer": {"command": ["a"]}},
+    ),
+    ("spec", ".storage.mergeAdapter"): (
+        {"storage": {"mergeAdapter": True}},
+        {"storage": {"mergeAdapter": True}, "method": {"type": "Full", "lora": None, "quantization": None}},
+    ),
+    ("spec.storage", ".credentials"): ({}, {"storage": {"uploadUri": None}}),
     ("spec.method", ".lora"): (
         {"method": {"type": "Full", "lora": None, "quantization": None}},
         {"method": {"type": "Full", "quantization": None}},

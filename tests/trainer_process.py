@@ -11,7 +11,7 @@ import resource
 import signal
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
@@ -79,8 +79,9 @@ def start(
     largest_file: int | None = None,
     targets_that_fit: int | None = None,
     environment: Mapping[str, str] | None = None,
+    before: Callable[[], None] | None = None,
 ) -> Attempt:
-    """Start an attempt; its log and last word go to a new folder beside the run's."""
+    """Start an attempt; its log and last word go to a new folder beside the run's; `before` is called in it."""
     number = config["run"]["attempt"]
     folder = Path(config["runPath"]).parent / f"attempt-{number}-{time.monotonic_ns()}"
     folder.mkdir(parents=True)
@@ -93,7 +94,7 @@ def start(
         "OMP_NUM_THREADS": "1",
         **(environment or {}),
     }
-    arguments = (variables, str(attempt.log), die_at_call, largest_file, targets_that_fit)
+    arguments = (variables, str(attempt.log), die_at_call, largest_file, targets_that_fit, before)
     attempt.process = _FORKS.Process(target=_run, args=arguments, daemon=True)
     attempt.process.start()
     return attempt
@@ -112,6 +113,7 @@ def _run(
     die_at_call: int | None,
     largest_file: int | None,
     targets_that_fit: int | None,
+    before: Callable[[], None] | None,
 ) -> None:
     os.environ.update(variables)
     with Path(log).open("w") as file:
@@ -128,6 +130,8 @@ def _run(
         _die_at(die_at_call)
     if targets_that_fit is not None:
         _run_out_of_memory_over(targets_that_fit)
+    if before is not None:
+        before()
     sys.exit(trainer.main())
 
 
@@ -152,11 +156,13 @@ def _run_out_of_memory_over(targets_that_fit: int) -> None:
     """Raise what CUDA raises when a forward pass has more targets."""
     import torch
 
-    real = torch.nn.functional.cross_entropy
+    from finetune_trainer.learning import loss
 
-    def limited(logits: Any, targets: Any, **options: Any) -> Any:
+    real = loss.summed
+
+    def limited(*layer: Any, targets: Any) -> Any:
         if len(targets) > targets_that_fit:
             raise torch.OutOfMemoryError("CUDA out of memory (so says a test)")
-        return real(logits, targets, **options)
+        return real(*layer, targets=targets)
 
-    torch.nn.functional.cross_entropy = limited  # type: ignore[assignment]  # with the arguments that are used
+    loss.summed = limited  # type: ignore[assignment]  # with the arguments that are used

@@ -6,6 +6,7 @@ from typing import Annotated, ClassVar
 
 from pydantic import Field
 
+from finetune_api.credentials import Credentials
 from finetune_api.fields import ApiModel, Bytes, Cores, Format, LabelKey, LabelValue, Name, NameOrEmpty, Rule
 from finetune_api.uris import UploadUri
 
@@ -62,8 +63,12 @@ class Storage(ApiModel):
     """Folder in the volume, so that several runs can share one."""
     retain: Retain = Retain.RETAIN
     """What becomes of the operator's claim, and so of the model, when the run is deleted."""
+    merge_adapter: bool = False
+    """Write the model with its adapter merged in as well, to output/merged, for servers that take whole models."""
     upload_uri: UploadUri | None = None
-    """Where the final weights are copied to."""
+    """Where the output is copied to when the training is done; tried with a small file before it begins."""
+    credentials: Credentials | None = None
+    """For `uploadUri`: a Secret with the keys that `dataset.credentials` names. Unset means what the pod has."""
 
     rules: ClassVar[tuple[Rule, ...]] = (
         Rule(
@@ -77,6 +82,12 @@ class Storage(ApiModel):
             says="retain: Delete is for the operator's own claim: remove claimName, or use retain: Retain",
             check=lambda s: s.retain == Retain.RETAIN or s.claim_name is None,
             path=".retain",
+        ),
+        Rule(
+            cel="has(self.uploadUri) || !has(self.credentials)",
+            says="credentials are for uploadUri: remove them, or set uploadUri",
+            check=lambda s: s.upload_uri is not None or s.credentials is None,
+            path=".credentials",
         ),
     )
 

@@ -17,6 +17,8 @@ LAST_WORD_LIMIT = 4096
 """Bytes of a termination message, as the kubelet has it."""
 PORT = 9400
 """Where a trainer answers /progress, /metrics and /healthz."""
+GANG_PORT = 9402
+"""Where the first of several nodes is found by the others."""
 
 
 class EventType(StrEnum):
@@ -27,7 +29,7 @@ class EventType(StrEnum):
     QUEUED = "QUEUED"
     """It waits for its turn, or for room in the cluster."""
     STARTED = "STARTED"
-    """Its first pod runs."""
+    """All its pods run."""
     DATA_VALIDATED = "DATA_VALIDATED"
     """All data was read and is as the task wants it."""
     MODEL_INITIALIZED = "MODEL_INITIALIZED"
@@ -72,6 +74,9 @@ FINAL_CODES = frozenset(
     {ExitCode.BAD_CONFIG, ExitCode.BAD_DATA, ExitCode.NOT_FOUND, ExitCode.NO_PERMISSION, ExitCode.DIVERGED}
 )
 """Codes after which another attempt would end the same way."""
+
+PEER_LOST = "PeerLost"
+"""The reason of a process that ended only because another one of its training had."""
 
 REASONS: dict[int, str] = {
     ExitCode.BAD_CONFIG: "ConfigInvalid",
@@ -151,6 +156,8 @@ class TrainProgress(SnapshotModel):
     """Memory used on the device; on CPU the process's resident memory."""
     last_step_time: AwareDatetime | None = None
     """When the last step ended."""
+    step_seconds: Annotated[float, Field(ge=0, le=9_007_199_254_740_991, allow_inf_nan=False)] | None = None
+    """Seconds that all steps so far took, in earlier attempts too; a step that was done again counts once."""
 
 
 class SavedCheckpoint(SnapshotModel):
@@ -177,6 +184,8 @@ class SavedOutput(SnapshotModel):
     """Folder, relative to the run's folder."""
     checkpoint: Annotated[str, Field(max_length=64)] = ""
     """The checkpoint it was made from."""
+    upload_uri: Annotated[str, Field(max_length=512)] | None = None
+    """Where it was copied to, whole and checked."""
 
 
 class LastError(SnapshotModel):

@@ -10,7 +10,7 @@ from finetune_api.compute import Resources, Storage
 from finetune_api.credentials import Credentials
 from finetune_api.data import Dataset, Task
 from finetune_api.fields import ApiModel, Format, LabelName, Name, Rule
-from finetune_api.method import CheckpointPolicy, Method, Training
+from finetune_api.method import CheckpointPolicy, Method, MethodType, Training
 from finetune_api.uris import ModelUri
 
 MANAGED_BY: Final = "finetune.dev/operator"
@@ -117,7 +117,7 @@ class Trainer(ApiModel):
     image_pull_secrets: Annotated[tuple[SecretReference, ...], Field(max_length=16)] = ()
     """Secrets with registry credentials."""
     command: Annotated[tuple[Argument, ...], Field(max_length=64)] = ()
-    """Entry point of a Custom task."""
+    """Command of a Custom task; it runs under a small program of the operator's, for which the image needs python3."""
     args: Annotated[tuple[Argument, ...], Field(max_length=256)] = ()
     """Arguments of a Custom task."""
     env: Annotated[Mapping[VariableName, Annotated[str, Field(max_length=4096)]], Field(max_length=64)] = {}
@@ -137,12 +137,12 @@ class FineTuneRunSpec(ApiModel):
     Immutable once created, except suspend, cancel, ttlSecondsAfterFinished, activeDeadlineSeconds and queue.priority.
     """
 
-    model: Model
-    """The model to start from."""
+    model: Model | None = None
+    """The model to start from. Required, except for task Custom."""
     task: Task = Task.INSTRUCTION_FINE_TUNE
     """What the data holds, and so what is learned from it."""
-    dataset: Dataset
-    """The data to learn from."""
+    dataset: Dataset | None = None
+    """The data to learn from. Required, except for task Custom."""
     method: Method = Method()
     """Which weights are trained."""
     training: Training = Training()
@@ -178,9 +178,7 @@ class FineTuneRunSpec(ApiModel):
         *(
             _same(field, optional=False)
             for field in (
-                "model",
                 "task",
-                "dataset",
                 "method",
                 "training",
                 "checkpoint",
@@ -192,7 +190,7 @@ class FineTuneRunSpec(ApiModel):
                 "managedBy",
             )
         ),
-        _same("profile", optional=True),
+        *(_same(field, optional=True) for field in ("model", "dataset", "profile")),
         Rule(
             cel="has(self.queue.name) == has(oldSelf.queue.name)"
             " && (!has(self.queue.name) || self.queue.name == oldSelf.queue.name)",
@@ -201,9 +199,21 @@ class FineTuneRunSpec(ApiModel):
         ),
         Rule(cel="self.cancel || !oldSelf.cancel", says="cancel can't be taken back: create a new run", path=".cancel"),
         Rule(
-            cel="!has(self.training.earlyStopping) || has(self.dataset.eval)",
+            cel="self.task == 'Custom' || has(self.model)",
+            says="model is required: set model.uri, or use task Custom, which needs none",
+            check=lambda s: s.task == Task.CUSTOM or s.model is not None,
+            path=".model",
+        ),
+        Rule(
+            cel="self.task == 'Custom' || has(self.dataset)",
+            says="dataset is required: set dataset.train.uri, or use task Custom, which needs none",
+            check=lambda s: s.task == Task.CUSTOM or s.dataset is not None,
+            path=".dataset",
+        ),
+        Rule(
+            cel="!has(self.training.earlyStopping) || (has(self.dataset) && has(self.dataset.eval))",
             says="earlyStopping needs dataset.eval: add evaluation data, or remove it",
-            check=lambda s: s.training.early_stopping is None or s.dataset.eval is not None,
+            check=lambda s: s.training.early_stopping is None or (s.dataset is not None and s.dataset.eval is not None),
             path=".training.earlyStopping",
         ),
         Rule(
@@ -212,5 +222,29 @@ class FineTuneRunSpec(ApiModel):
             says="command, args and env are for task Custom: remove them, or use task Custom",
             check=lambda s: s.task == Task.CUSTOM or not (s.trainer.command or s.trainer.args or s.trainer.env),
             path=".trainer",
+        ),
+        Rule(
+            cel="self.task != 'Custom' || self.trainer.image != ''",
+            says="task Custom needs an image: set trainer.image",
+            check=lambda s: s.task != Task.CUSTOM or s.trainer.image != "",
+            path=".trainer.image",
+        ),
+        Rule(
+            cel="self.task != 'Custom' || size(self.trainer.command) > 0",
+            says="task Custom needs a command: set trainer.command, e.g. [python, train.py]",
+            check=lambda s: s.task != Task.CUSTOM or bool(s.trainer.command),
+            path=".trainer.command",
+        ),
+        Rule(
+            cel="self.task != 'Custom' || (!has(self.storage.uploadUri) && !self.storage.mergeAdapter)",
+            says="uploadUri and mergeAdapter are not for task Custom: remove them, and let the command do it",
+            check=lambda s: s.task != Task.CUSTOM or not (s.storage.upload_uri or s.storage.merge_adapter),
+            path=".storage",
+        ),
+        Rule(
+            cel="self.method.type != 'Full' || !self.storage.mergeAdapter",
+            says="mergeAdapter has no adapter to merge with type Full: remove it",
+            check=lambda s: s.method.type != MethodType.FULL or not s.storage.merge_adapter,
+            path=".storage.mergeAdapter",
         ),
     )

@@ -141,6 +141,8 @@ class Progress(StatusModel):
     """Memory used on the device; on CPU the process's resident memory."""
     last_step_time: Time | None = None
     """When the last step ended."""
+    step_seconds: Count | None = None
+    """Seconds that all steps so far took; over the time since `startTime` it is the run's goodput."""
     reported_time: Time | None = None
     """When the trainer reported this."""
     attempt: Attempt = 0
@@ -175,6 +177,8 @@ class Output(StatusModel):
     """Where the model lies."""
     checkpoint: Annotated[str, Field(max_length=64)] = ""
     """The checkpoint it was made from."""
+    upload_uri: Annotated[str, Field(max_length=512)] | None = None
+    """Where it was copied to, whole and checked."""
     mlflow_run_id: Annotated[str, Field(max_length=64)] | None = None
     """The MLflow run."""
     registered_model: Annotated[str, Field(max_length=256)] | None = None
@@ -209,7 +213,7 @@ class QueueState(StatusModel):
     """What the run waits for."""
 
     position: Annotated[int, Field(ge=0, le=10_000_000)] | None = None
-    """Place among the waiting runs of its namespace, counted from 1; kept up to date every few seconds at best."""
+    """Place among the waiting runs of its namespace, from 1; beyond 9 rounded up to one digit: 20, 300."""
     message: Message = ""
     """What it waits for."""
 

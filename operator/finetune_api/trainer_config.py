@@ -3,9 +3,9 @@
 It never holds a credential.
 """
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import ConfigDict, Field
+from pydantic import ConfigDict, Field, model_validator
 
 from finetune_api.data import Columns, DataFormat, Task, Template
 from finetune_api.fields import ApiModel
@@ -15,6 +15,8 @@ CONFIG_VARIABLE = "FINETUNE_CONFIG"
 """Environment variable with this configuration as JSON."""
 BIND_VARIABLE = "FINETUNE_BIND_ADDRESS"
 """Environment variable with the address on which the trainer answers; unset means all."""
+UPLOAD_PREFIX = "FINETUNE_UPLOAD_"
+"""What the names of variables with keys for the upload begin with: those for the data have the names without it."""
 TOKEN_VARIABLE = "HF_TOKEN"  # noqa: S105 - the variable's name, not a token
 """Environment variable with the hub token, set from the user's Secret."""
 RUN_MOUNT = "/mnt/run"
@@ -27,17 +29,25 @@ EVAL_MOUNT = "/mnt/eval"
 class RunIdentity(ApiModel):
     """Which run and attempt this is."""
 
-    namespace: str
-    name: str
-    uid: str
-    attempt: Annotated[int, Field(ge=1)]
+    namespace: str = "default"
+    name: str = "run"
+    uid: str = "local"
+    """Outside a cluster any word: checkpoints of another one are not gone on with."""
+    attempt: Annotated[int, Field(ge=1)] = 1
+
+
+def _named(given: Any) -> Any:
+    """The path stands for the URI where that is all there is, as on a laptop."""
+    if isinstance(given, dict) and "uri" not in given and given.get("path"):
+        return {**given, "uri": given["path"]}
+    return given
 
 
 class ModelSource(ApiModel):
     """The model to start from."""
 
     uri: str
-    """As the user wrote it."""
+    """As the user wrote it; the path where that is all there is."""
     path: str | None = None
     """Where it is mounted; None for what the trainer fetches itself: hf://, s3:// and gs://."""
     adapter_uri: str | None = None
@@ -46,15 +56,25 @@ class ModelSource(ApiModel):
     """Where that is mounted."""
     trust_remote_code: bool = False
 
+    @model_validator(mode="before")
+    @classmethod
+    def _has_a_uri(cls, given: Any) -> Any:
+        return _named(given)
+
 
 class DataSource(ApiModel):
     """A data file or folder."""
 
     uri: str
-    """As the user wrote it."""
+    """As the user wrote it; the path where that is all there is."""
     path: str | None = None
     """Where it is mounted; None for what the trainer fetches itself: hf://, s3://, gs:// and https://."""
     max_samples: int | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _has_a_uri(cls, given: Any) -> Any:
+        return _named(given)
 
 
 class DataConfig(ApiModel):
@@ -68,19 +88,48 @@ class DataConfig(ApiModel):
     streaming: bool = False
 
 
+class OutputConfig(ApiModel):
+    """What is made of the finished model, beside the output folder."""
+
+    merge_adapter: bool = False
+    """Write the model with the adapter merged in, too."""
+    upload_uri: str | None = None
+    """Copy the output folder there."""
+
+
+class CustomConfig(ApiModel):
+    """What the command of a Custom task finds in FINETUNE_CONFIG: its run, and where things lie."""
+
+    version: Literal[1] = 1
+    run: RunIdentity
+    task: Literal[Task.CUSTOM] = Task.CUSTOM
+    model: ModelSource | None = None
+    dataset: DataConfig | None = None
+    method: Method = Method()
+    training: Training = Training()
+    checkpoint: CheckpointPolicy = CheckpointPolicy()
+    run_path: str = RUN_MOUNT
+    """Folder for checkpoints/ and output/."""
+
+    def encode(self) -> str:
+        """As JSON for the environment."""
+        return self.model_dump_json(by_alias=True, exclude_none=True)
+
+
 class TrainerConfig(ApiModel):
     """The configuration of one attempt."""
 
     model_config = ConfigDict(extra="forbid")
 
     version: Literal[1] = 1
-    run: RunIdentity
+    run: RunIdentity = RunIdentity()
     model: ModelSource
-    task: Task
+    task: Task = Task.INSTRUCTION_FINE_TUNE
     dataset: DataConfig
     method: Method = Method()
     training: Training = Training()
     checkpoint: CheckpointPolicy = CheckpointPolicy()
+    output: OutputConfig = OutputConfig()
     run_path: str = RUN_MOUNT
     """Folder for checkpoints/ and output/."""
     device: Literal["Auto", "CPU", "CUDA"] = "Auto"

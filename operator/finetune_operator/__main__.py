@@ -17,13 +17,14 @@ from typing import Any
 
 import aiohttp
 import kopf
+from kopf._cogs.structs.references import Insights
 
-from finetune_operator import connection, handlers, health, lease, logs, poller
+from finetune_operator import connection, handlers, health, kinds, lease, logs, poller, runmetrics
 from finetune_operator.admission import Line
 from finetune_operator.cache import Cache
 from finetune_operator.cluster import KubernetesCluster
 from finetune_operator.connection import Connection, Fence
-from finetune_operator.errors import RefusedError, UserError
+from finetune_operator.errors import RefusedError, TransientError, UserError
 from finetune_operator.health import Health
 from finetune_operator.lease import Lease
 from finetune_operator.metrics import Metrics
@@ -51,7 +52,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         settings = Settings.from_environment()
         logs.configure(settings.log_format)
         asyncio.run(serve(settings, leaving=leaving))
-    except (UserError, RefusedError, OSError) as error:
+    except (UserError, RefusedError, TransientError, OSError) as error:
         sys.stderr.write(f"finetune-operator: {_words(error)}\n")
         return _code(error)
     return os.EX_OK
@@ -63,6 +64,8 @@ def _code(error: BaseException) -> int:
             return os.EX_USAGE
         case RefusedError():
             return os.EX_NOPERM
+        case TransientError():
+            return os.EX_TEMPFAIL
         case OSError():
             return os.EX_OSERR
     return 1
@@ -175,7 +178,8 @@ class _Operator:
         settings, metrics, line = self._settings, self._metrics, Line(self._settings.limits)
         cache = Cache(line=line)
         cluster = KubernetesCluster(self._api, cache=cache)
-        reconcile = metrics.timed(Reconciler(cluster, line=line, settings=settings, clock=_now))
+        looking = Reconciler(cluster, line=line, settings=settings, clock=_now, changed=metrics.changed)
+        reconcile = metrics.timed(looking)
 
         async def look(key: Key) -> float | None:
             try:
@@ -197,7 +201,10 @@ class _Operator:
             settings=settings,
             found=watches.found,
         )
-        metrics.watch(phases=cache.phases, depth=lambda: queue.depth)
+        grace = settings.run_metrics_seconds
+        runs = runmetrics.Runs(cache.seen, limits=settings.limits, clock=_now, grace_seconds=grace)
+        metrics.watch(runs=runs, depth=lambda: queue.depth)
+        metrics.leads()
         self._health.trouble = health.stuck(resync, queue, watches, resync_seconds=settings.resync_seconds)
         self._health.unready = lambda: "not everything has been listed yet"
         first = asyncio.create_task(resync.first(), name="first list")
@@ -206,19 +213,41 @@ class _Operator:
         self._tasks.remove(first)
         self._health.unready = lambda: None
         shell = handlers.Shell(cache=cache, wake=queue.add, credentials=self._api.credentials, told=watches.told)
-        parts = {"queue": queue.run(), "poller": polls.run(), "resync": resync.run(), "kopf": _kopf(shell, settings)}
+        insights = Insights()
+        parts = {
+            "queue": queue.run(),
+            "poller": polls.run(),
+            "resync": resync.run(),
+            "kopf": _kopf(shell, settings, insights),
+            "discovery": _see_that_all_is_watched(insights),
+        }
         self._tasks += [asyncio.create_task(part, name=name) for name, part in parts.items()]
         await _until_one_ends(self._tasks)
         raise RuntimeError("a part that works for ever has ended")
 
 
-async def _kopf(shell: handlers.Shell, settings: Settings) -> None:
+async def _kopf(shell: handlers.Shell, settings: Settings, insights: Insights) -> None:
     await kopf.operator(
         registry=handlers.registry(shell),
         settings=handlers.settings(),
+        insights=insights,
         clusterwide=not settings.namespaces,
         namespaces=settings.namespaces,
     )
+
+
+async def _see_that_all_is_watched(insights: Insights) -> None:
+    """For ever, unless a kind isn't: then TransientError, and the process starts again.
+
+    Seen in kopf 1.45: it asks the API server once which kinds there are, takes a 404 of one group for the group's
+    absence, and never watches its kinds. They do exist: all have been listed before.
+    """
+    await insights.ready_resources.wait()
+    watched = {(resource.group, resource.plural) for resource in insights.watched_resources}
+    missing = [kind.plural for kind in kinds.KINDS if (kind.group, kind.plural) not in watched]
+    if missing:
+        raise TransientError(f"the API server's discovery left out {', '.join(missing)}, which it listed a moment ago")
+    await asyncio.Event().wait()
 
 
 async def _until_one_ends(tasks: Sequence[asyncio.Task[None]]) -> None:

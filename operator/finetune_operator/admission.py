@@ -55,7 +55,7 @@ class Line:
     def see(self, run: Run) -> None:
         """Take in a run as it is now. What was reserved for an older version of it is settled by this one."""
         uid = run.metadata.uid
-        active, waiting = _is_active(run), _is_waiting(run)
+        active, waiting = is_active(run), is_waiting(run)
         place = _place(run) if active or waiting else None
         if place is not None and place == self._places.get(uid) and active == (uid in self._active):
             return  # most versions tell of progress alone
@@ -164,12 +164,14 @@ class Line:
         self._called = None
 
 
-def _is_active(run: Run) -> bool:
+def is_active(run: Run) -> bool:
+    """Whether it counts against the limits."""
     return run.spec is not None and not run.status.is_finished and run.status.attempt > 0 and not paused(run)
 
 
-def _is_waiting(run: Run) -> bool:
-    if run.spec is None or run.status.is_finished or _is_active(run):
+def is_waiting(run: Run) -> bool:
+    """Whether it wants to be active and isn't."""
+    if run.spec is None or run.status.is_finished or is_active(run):
         return False
     return not (run.spec.suspend or run.spec.cancel or run.metadata.deletion_timestamp)
 

@@ -42,7 +42,7 @@ class _Shelf:
 
 
 class Cache:
-    """Of one operator; used from its event loop alone, but for `phases`."""
+    """Of one operator; used from its event loop alone, but for `seen`."""
 
     def __init__(self, *, line: Line) -> None:
         self._line = line
@@ -154,9 +154,9 @@ class Cache:
         runs = (run for run in self._all_runs() if not run.status.is_finished)
         return (run for run in runs if not self._line.is_waiting(run.metadata.uid))
 
-    def phases(self) -> Iterator[str]:
-        """Each run's phase. For the metrics' thread too: copying a dictionary's values can't be interrupted."""
-        return (run.status.phase or "Pending" for run in self._all_runs())
+    def seen(self) -> Iterator[tuple[Run, Snapshot | None]]:
+        """Each run, and what its trainer last said. Also for the metrics' thread: copying a dictionary is atomic."""
+        return ((run, self._snapshots.get(run.metadata.uid)) for run in self._all_runs())
 
     def _all_runs(self) -> Iterator[Run]:
         entries = list(self._shelves[kinds.RUN.name].entries.values())

@@ -75,6 +75,8 @@ class Pod:
     uid: str
     job_uid: str | None
     attempt: int
+    index: int = 0
+    """Which of the attempt's pods; each has a node of its own."""
     phase: str
     ip: str
     node: str
@@ -105,6 +107,7 @@ class Pod:
             uid=body["metadata"]["uid"],
             job_uid=owner_uid(body),
             attempt=int((body["metadata"].get("labels") or {}).get(names.ATTEMPT_LABEL, "0")),
+            index=int((body["metadata"].get("annotations") or {}).get(names.INDEX_ANNOTATION, "0")),
             phase=status.get("phase") or "Pending",
             ip=status.get("podIP") or "",
             node=(body.get("spec") or {}).get("nodeName") or "",

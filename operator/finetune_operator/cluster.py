@@ -110,7 +110,8 @@ class KubernetesCluster:
             body = await self._connection.get(f"{path}/{metadata['name']}")
             if kinds.run_uid(kind, body) != run.metadata.uid:
                 raise TakenError(_taken(kind, metadata["name"])) from None
-        self._cache.put(kind, body)
+        if kind in kinds.KINDS:
+            self._cache.put(kind, body)
 
     async def delete(self, run: Run, child: Job | Pod) -> None:
         """Delete exactly this child; the watch, or the next fresh read, tells when it is gone."""

@@ -58,8 +58,7 @@ class Facts:
     @property
     def running(self) -> bool:
         """From the pod's start to the attempt's end, also while the pod is gone and its Job hasn't ended yet."""
-        pod = self.world.pod
-        started = pod.started if pod else self.world.started
+        started = self.world.all_started if self.world.pod else self.world.started
         follows = self.decision.action in (Action.FOLLOW, Action.STOP)
         return follows and not self.rests and started is not None
 

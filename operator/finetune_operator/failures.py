@@ -29,13 +29,33 @@ DEADLINE_EXCEEDED = "DeadlineExceeded"
 """The run was active for longer than spec.activeDeadlineSeconds."""
 HUNG = "Hung"
 """The training made no step any more."""
+KNOWN = frozenset(REASONS.values()) | frozenset(
+    {
+        INVALID,
+        NOT_SUPPORTED,
+        JOB_LOST,
+        POD_LOST,
+        TRAINER_FAILED,
+        OUT_OF_MEMORY,
+        DISRUPTED,
+        MODEL_NOT_FOUND,
+        LIMIT_EXCEEDED,
+        DEADLINE_EXCEEDED,
+        HUNG,
+    }
+)
+"""The words that may come out here; a trainer may say others."""
+OTHER = "Other"
+"""In metrics: any other word."""
+
 _ENDED_EARLY = frozenset({HUNG, DEADLINE_EXCEEDED})
 """Reasons for which the operator itself ends an attempt, once they are recorded."""
 
 
 def what_failed(world: World) -> Failure:
     """Why the newest attempt ended, from the pod's exit code and the trainer's last word."""
-    pod, word, known = world.pod, world.last_word, world.run.status.failure
+    pod, known = world.pod, world.run.status.failure
+    word = world.word_of(pod) if pod is not None else None
     early = recorded(world)
     if early is not None:
         return early
@@ -121,3 +141,8 @@ def ended_early(world: World, reason: str, message: str) -> Failure:
     """The newest attempt, ended by the operator."""
     pod = world.pod.name if world.pod else None
     return Failure(reason=reason, message=cut(message), pod=pod, attempt=world.attempt)
+
+
+def known(failure: Failure | None) -> str:
+    """The reason as one of a bounded set: any image may invent words."""
+    return failure.reason if failure is not None and failure.reason in KNOWN else OTHER

@@ -4,6 +4,7 @@ One call is one step, so that a test can stop between any two. It must never dec
 """
 
 import copy
+from collections.abc import Sequence
 from datetime import datetime
 from typing import Any
 
@@ -13,7 +14,9 @@ from finetune_operator.memory import JOB, POD, Memory, Object, Ref, stamp
 
 
 def control(memory: Memory) -> bool:
-    """One step of the Job controller for every Job: a pod for one that has none, an end for one whose pod has ended.
+    """One step of the Job controller for every Job: pods for one that has none, an end for one whose pods have ended.
+
+    The first that fails ends all.
 
     Returns whether anything changed.
     """
@@ -24,22 +27,29 @@ def control(memory: Memory) -> bool:
 def _control_one(memory: Memory, job: Body) -> bool:
     if Job.parse(job).ended or job["spec"].get("suspend"):
         return False
-    pod = next((pod for pod in memory.all(POD) if owner_uid(pod) == job["metadata"]["uid"]), None)
-    if pod is None and not (job.get("status") or {}).get("active"):
-        memory.add(_pod(job))
-        memory.update({**job, "status": {"active": 1}})
+    pods = [Pod.parse(pod) for pod in memory.all(POD) if owner_uid(pod) == job["metadata"]["uid"]]
+    wanted = job["spec"]["completions"]
+    if not pods and not (job.get("status") or {}).get("active"):
+        for index in range(wanted):
+            memory.add(_pod(job, index))
+        memory.update({**job, "status": {"active": wanted}})
         return True
-    if pod is not None and not Pod.parse(pod).ended:
+    if len(pods) == wanted and all(pod.phase != "Failed" for pod in pods) and not all(pod.ended for pod in pods):
         return False
-    memory.update({**job, "status": _end(job, Pod.parse(pod) if pod else None, now=memory.clock())})
+    memory.update({**job, "status": _end(job, pods, wanted=wanted, now=memory.clock())})
+    for pod in pods:
+        if not pod.ended:
+            memory.delete_object(Ref(POD, job["metadata"]["namespace"], pod.name))
     return True
 
 
-def _end(job: Body, pod: Pod | None, *, now: datetime) -> Object:
-    succeeded = pod is not None and pod.phase == "Succeeded"
-    kind, (reason, message) = ("Complete", _COMPLETE) if succeeded else ("Failed", _failed(job, pod))
+def _end(job: Body, pods: Sequence[Pod], *, wanted: int, now: datetime) -> Object:
+    succeeded = len(pods) == wanted and all(pod.phase == "Succeeded" for pod in pods)
+    failed = next((pod for pod in pods if pod.phase == "Failed"), None)
+    kind, (reason, message) = ("Complete", _COMPLETE) if succeeded else ("Failed", _failed(job, failed))
     condition = {"type": kind, "status": "True", "reason": reason, "message": message, "lastTransitionTime": stamp(now)}
-    return {"active": 0, "succeeded" if succeeded else "failed": 1, "conditions": [condition]}
+    counted = {"succeeded": len(pods)} if succeeded else {"failed": 1}
+    return {"active": 0, **counted, "conditions": [condition]}
 
 
 _COMPLETE = ("CompletionsReached", "")
@@ -59,13 +69,16 @@ def _meets(pod: Pod, rule: Body) -> bool:
     return bool(pod.disrupted)
 
 
-def _pod(job: Body) -> Object:
-    """The pod of a Job's template; its name is the Job's and a part of its UID."""
+def _pod(job: Body, index: int) -> Object:
+    """A pod of a Job's template; its name is the Job's and a part of its UID, with its index if there are several."""
     template = copy.deepcopy(job["spec"]["template"])
     owner = {"apiVersion": "batch/v1", "kind": JOB, "name": job["metadata"]["name"], "uid": job["metadata"]["uid"]}
     metadata = template.get("metadata") or {}
+    several = job["spec"].get("completionMode") == "Indexed"
+    if several:
+        metadata["annotations"] = {**(metadata.get("annotations") or {}), names.INDEX_ANNOTATION: str(index)}
     metadata |= {
-        "name": f"{job['metadata']['name']}-{job['metadata']['uid'][:5]}",
+        "name": f"{job['metadata']['name']}{f'-{index}' if several else ''}-{job['metadata']['uid'][:5]}",
         "namespace": job["metadata"]["namespace"],
         "ownerReferences": [owner | {"controller": True}],
     }

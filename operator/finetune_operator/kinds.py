@@ -1,4 +1,4 @@
-"""The four kinds of objects that the operator follows: where the API server keeps them, which of them are the
+"""The kinds of objects that the operator follows or creates: where the API server keeps them, which of them are the
 operator's, and how each is read. Pure.
 """
 
@@ -11,8 +11,8 @@ from finetune_operator.children import Body, Claim, Job, Pod, owner_uid
 from finetune_operator.names import Key
 from finetune_operator.world import Run
 
-View = Run | Job | Pod | Claim
-"""An object, parsed."""
+View = Run | Job | Pod | Claim | None
+"""An object, parsed; None for a kind that is only created."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,13 +38,16 @@ JOB = Kind(name="Job", group="batch", version="v1", plural="jobs", parse=Job.par
 POD = Kind(name="Pod", group="", version="v1", plural="pods", parse=Pod.parse)
 CLAIM = Kind(name="PersistentVolumeClaim", group="", version="v1", plural="persistentvolumeclaims", parse=Claim.parse)
 
+SERVICE = Kind(name="Service", group="", version="v1", plural="services", parse=lambda _: None)
+"""Created and never looked at again, so nobody follows it."""
+
 KINDS = (RUN, JOB, POD, CLAIM)
 """Children come after what owns them."""
 
 
 def called(name: str) -> Kind:
     """The kind of a manifest."""
-    return next(kind for kind in KINDS if kind.name == name)
+    return next(kind for kind in (*KINDS, SERVICE) if kind.name == name)
 
 
 def run_key(kind: Kind, body: Body) -> Key | None:

@@ -68,7 +68,10 @@ class Machine:
         if container["image"] != self._settings.trainer_image:
             message = "no image can be run without a cluster: remove it, and the trainer installed here is used"
             yield UserError("spec.trainer.image", message)
-        if any("valueFrom" in entry and entry["name"] not in self._environment for entry in container["env"]):
+        if job["spec"]["completions"] > 1:
+            yield UserError("spec.resources.nodes", "there is one machine without a cluster: use 1")
+        secret = (entry["name"] for entry in container["env"] if "secretKeyRef" in entry.get("valueFrom", {}))
+        if any(name not in self._environment for name in secret):
             message = f"there are no Secrets without a cluster: set {TOKEN_VARIABLE} in the environment"
             yield UserError("spec.model.credentials", message)
         metadata = job["metadata"]

@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from finetune_api.compute import ClaimTemplate, Resources, Retain
 from finetune_api.credentials import STORE_KEYS
-from finetune_api.data import EvalData
+from finetune_api.data import EvalData, Task
 from finetune_api.snapshot import FINAL_CODES, PORT, EventType, ExitCode
 from finetune_api.spec import FineTuneRunSpec, OnHang
 from finetune_api.status import ResolvedModel, RunEvent
@@ -24,15 +24,18 @@ from finetune_api.trainer_config import (
     MODEL_MOUNT,
     RUN_MOUNT,
     TOKEN_VARIABLE,
+    UPLOAD_PREFIX,
+    CustomConfig,
     DataConfig,
     DataSource,
     ModelSource,
+    OutputConfig,
     RunIdentity,
     TrainerConfig,
 )
 from finetune_api.types import API_VERSION, KIND
 from finetune_api.uris import Scheme, Uri
-from finetune_operator import names
+from finetune_operator import custom, gang, names
 from finetune_operator.settings import Settings
 from finetune_operator.world import Run
 
@@ -92,19 +95,28 @@ def job(run: Run, *, attempt: int, settings: Settings) -> Manifest:
         "metadata": metadata,
         "spec": {
             "backoffLimit": 0,
-            "completions": 1,
-            "parallelism": 1,
+            **gang.job(_spec(run).resources),
             "podReplacementPolicy": "Failed",
             "podFailurePolicy": {"rules": [_failure_rule(rule) for rule in _FAILURE_RULES]},
             "template": {
                 "metadata": {
-                    "labels": names.labels(run.metadata.name, attempt=attempt),
-                    "annotations": {names.RUN_UID_ANNOTATION: run.metadata.uid},
+                    "labels": names.labels(run.metadata.name, attempt=attempt)
+                    | gang.labels(_spec(run).resources, uid=run.metadata.uid),
+                    "annotations": {names.RUN_UID_ANNOTATION: run.metadata.uid}
+                    | (custom.annotations() if _is_custom(run) else {}),
                 },
                 "spec": _pod_spec(run, attempt=attempt, settings=settings),
             },
         },
     }
+
+
+def service(run: Run) -> Manifest | None:
+    """What gives the pods of several nodes names; None with one."""
+    if _spec(run).resources.nodes == 1:
+        return None
+    metadata = _metadata(run, names.service(run.metadata.uid)) | {"ownerReferences": [_owner(run)]}
+    return gang.service(metadata, uid=run.metadata.uid)
 
 
 def event(run: Run, entry: RunEvent) -> Manifest:
@@ -136,33 +148,69 @@ def event(run: Run, entry: RunEvent) -> Manifest:
 
 def trainer_config(run: Run, *, attempt: int) -> TrainerConfig:
     """What the trainer is told: the spec, and where in its container each volume lies; the rest it fetches itself."""
-    spec, model = _spec(run), _model(run)
-    dataset = spec.dataset
+    spec, model, dataset = _spec(run), _model_config(run), _data_config(run)
+    assert model is not None, "a rule of the API: only task Custom needs none"
+    assert dataset is not None, "a rule of the API: only task Custom needs none"
     return TrainerConfig(
-        run=RunIdentity(
-            namespace=run.metadata.namespace, name=run.metadata.name, uid=run.metadata.uid, attempt=attempt
-        ),
-        model=ModelSource(
-            uri=model.uri,
-            path=_path(model.uri, MODEL_MOUNT),
-            adapter_uri=model.adapter_uri,
-            adapter_path=_path(model.adapter_uri, ADAPTER_MOUNT) if model.adapter_uri else None,
-            trust_remote_code=spec.model.trust_remote_code,
-        ),
+        run=_identity(run, attempt),
+        model=model,
         task=spec.task,
-        dataset=DataConfig(
-            train=DataSource(uri=dataset.train.uri, path=_path(dataset.train.uri, DATA_MOUNT)),
-            eval=_evaluation(dataset.eval) if dataset.eval else None,
-            format=dataset.format,
-            columns=dataset.columns,
-            template=dataset.template,
-            streaming=dataset.streaming,
-        ),
+        dataset=dataset,
         method=spec.method,
         training=spec.training,
         checkpoint=spec.checkpoint,
+        output=OutputConfig(merge_adapter=spec.storage.merge_adapter, upload_uri=spec.storage.upload_uri),
         device=_device(spec.resources),
     )
+
+
+def custom_config(run: Run, *, attempt: int) -> CustomConfig:
+    """What the command of a Custom task can read of its run."""
+    spec = _spec(run)
+    return CustomConfig(
+        run=_identity(run, attempt),
+        model=_model_config(run),
+        dataset=_data_config(run),
+        method=spec.method,
+        training=spec.training,
+        checkpoint=spec.checkpoint,
+    )
+
+
+def _identity(run: Run, attempt: int) -> RunIdentity:
+    found = run.metadata
+    return RunIdentity(namespace=found.namespace, name=found.name, uid=found.uid, attempt=attempt)
+
+
+def _model_config(run: Run) -> ModelSource | None:
+    model, asked = _model(run), _spec(run).model
+    if model is None or asked is None:
+        return None
+    return ModelSource(
+        uri=model.uri,
+        path=_path(model.uri, MODEL_MOUNT),
+        adapter_uri=model.adapter_uri,
+        adapter_path=_path(model.adapter_uri, ADAPTER_MOUNT) if model.adapter_uri else None,
+        trust_remote_code=asked.trust_remote_code,
+    )
+
+
+def _data_config(run: Run) -> DataConfig | None:
+    dataset = _spec(run).dataset
+    if dataset is None:
+        return None
+    return DataConfig(
+        train=DataSource(uri=dataset.train.uri, path=_path(dataset.train.uri, DATA_MOUNT)),
+        eval=_evaluation(dataset.eval) if dataset.eval else None,
+        format=dataset.format,
+        columns=dataset.columns,
+        template=dataset.template,
+        streaming=dataset.streaming,
+    )
+
+
+def _is_custom(run: Run) -> bool:
+    return _spec(run).task == Task.CUSTOM
 
 
 def _spec(run: Run) -> FineTuneRunSpec:
@@ -204,6 +252,7 @@ def _pod_spec(run: Run, *, attempt: int, settings: Settings) -> Manifest:
         },
         "containers": [_container(run, attempt=attempt, settings=settings)],
         "volumes": [volume for volume, _ in _mounts(run)],
+        **gang.pod(spec.resources, uid=run.metadata.uid),
     }
     optional: Manifest = {
         "nodeSelector": dict(spec.resources.node_selector),
@@ -221,6 +270,7 @@ def _container(run: Run, *, attempt: int, settings: Settings) -> Manifest:
         **({"livenessProbe": _probe(spec.recovery.hang_timeout_seconds)} if restarts else {}),
         "name": names.TRAINER_CONTAINER,
         "image": spec.trainer.image or settings.trainer_image,
+        **(custom.command(spec) if _is_custom(run) else {}),
         "env": _environment(run, attempt=attempt),
         "ports": [{"name": "metrics", "containerPort": PORT}],
         "resources": _resources(spec.resources),
@@ -255,35 +305,43 @@ def _probe(hang_timeout_seconds: int) -> Manifest:
 
 
 def _environment(run: Run, *, attempt: int) -> list[Manifest]:
-    config = trainer_config(run, attempt=attempt).encode()
+    given = custom_config(run, attempt=attempt) if _is_custom(run) else trainer_config(run, attempt=attempt)
+    config = given.encode()
     found: list[Manifest] = [
         {"name": CONFIG_VARIABLE, "value": config.replace("$", "$$")},  # the kubelet expands $(NAME), and makes $$ a $
         {"name": "TMPDIR", "value": CACHE_MOUNT},
         {"name": HUB_VARIABLE, "value": f"{CACHE_MOUNT}/huggingface"},
         {"name": "XDG_CACHE_HOME", "value": CACHE_MOUNT},
     ]
+    job_name = names.job(run.metadata.name, attempt)
+    found += gang.environment(_spec(run).resources, job_name=job_name, uid=run.metadata.uid)
     found += _credentials(_spec(run))
-    return found
+    if not _is_custom(run):
+        return found
+    progress = f"{CACHE_MOUNT}/progress"
+    return custom.environment(_spec(run), ours=found, progress=progress, grace_seconds=GRACE_SECONDS)
 
 
 def _credentials(spec: FineTuneRunSpec) -> list[Manifest]:
     """Each variable once: what is for the model comes first."""
     found: list[Manifest] = []
-    if spec.model.credentials is not None:
+    if spec.model is not None and spec.model.credentials is not None:
         secret = spec.model.credentials.secret_name
         if Uri.parse(spec.model.uri).scheme == Scheme.HUB:
             found.append(_from_secret(TOKEN_VARIABLE, secret, "token"))
         else:
             found += _store_keys(secret)
-    if spec.dataset.credentials is not None:
+    if spec.dataset is not None and spec.dataset.credentials is not None:
         there = {entry["name"] for entry in found}
         more = _store_keys(spec.dataset.credentials.secret_name)
         found += [entry for entry in more if entry["name"] not in there]
+    if spec.storage.credentials is not None:  # under names of their own: the data may lie in another store
+        found += _store_keys(spec.storage.credentials.secret_name, prefix=UPLOAD_PREFIX)
     return found
 
 
-def _store_keys(secret: str) -> list[Manifest]:
-    return [_from_secret(key, secret, key, optional=True) for key in STORE_KEYS]
+def _store_keys(secret: str, prefix: str = "") -> list[Manifest]:
+    return [_from_secret(prefix + key, secret, key, optional=True) for key in STORE_KEYS]
 
 
 def _from_secret(variable: str, secret: str, key: str, *, optional: bool = False) -> Manifest:
@@ -311,9 +369,14 @@ def _mounts(run: Run) -> list[tuple[Manifest, Manifest]]:
         ({"name": "run", "persistentVolumeClaim": {"claimName": claim_name(run)}}, run_mount),
         ({"name": "cache", "emptyDir": {}}, {"name": "cache", "mountPath": CACHE_MOUNT}),
     ]
+    if _is_custom(run):
+        found.append(custom.mount())
     found += [_source(name, uri, mount) for name, uri, mount in _sources(run) if _path(uri, mount) is not None]
-    if spec.resources.shared_memory is not None:
-        memory = {"medium": "Memory", "sizeLimit": spec.resources.shared_memory}
+    shared_memory = spec.resources.shared_memory
+    if shared_memory is None and spec.resources.devices_per_node > 1:  # processes hand tensors to each other there
+        shared_memory = spec.resources.memory
+    if shared_memory is not None:
+        memory = {"medium": "Memory", "sizeLimit": shared_memory}
         found.append(
             ({"name": "shared-memory", "emptyDir": memory}, {"name": "shared-memory", "mountPath": SHARED_MEMORY})
         )
@@ -323,11 +386,13 @@ def _mounts(run: Run) -> list[tuple[Manifest, Manifest]]:
 def _sources(run: Run) -> Iterator[tuple[str, str, str]]:
     """Name, URI and mount of all that is read."""
     spec, model = _spec(run), _model(run)
-    yield "data", spec.dataset.train.uri, DATA_MOUNT
-    if spec.dataset.eval is not None:
-        yield "eval", spec.dataset.eval.uri, EVAL_MOUNT
-    yield "model", model.uri, MODEL_MOUNT
-    if model.adapter_uri is not None:
+    if spec.dataset is not None:
+        yield "data", spec.dataset.train.uri, DATA_MOUNT
+        if spec.dataset.eval is not None:
+            yield "eval", spec.dataset.eval.uri, EVAL_MOUNT
+    if model is not None:
+        yield "model", model.uri, MODEL_MOUNT
+    if model is not None and model.adapter_uri is not None:
         yield "adapter", model.adapter_uri, ADAPTER_MOUNT
 
 
@@ -354,9 +419,10 @@ def _evaluation(data: EvalData) -> DataSource:
     return DataSource(uri=data.uri, path=_path(data.uri, EVAL_MOUNT), max_samples=data.max_samples)
 
 
-def _model(run: Run) -> ResolvedModel:
-    """As it was resolved when the run began."""
-    return run.status.model or ResolvedModel(uri=_spec(run).model.uri)
+def _model(run: Run) -> ResolvedModel | None:
+    """As it was resolved when the run began; a Custom task may have none."""
+    asked = _spec(run).model
+    return run.status.model or (None if asked is None else ResolvedModel(uri=asked.uri))
 
 
 def _device(resources: Resources) -> Literal["Auto", "CPU"]:

@@ -1,8 +1,7 @@
-"""Every Prometheus family of the operator. Labels are bounded: never a run, a namespace or a path."""
+"""The Prometheus families of the operator's own work. Labels are bounded: never a run, a step or a message."""
 
 import time
-from collections import Counter as Tally
-from collections.abc import Awaitable, Callable, Iterable, Iterator
+from collections.abc import Awaitable, Callable
 
 from prometheus_client import (
     CollectorRegistry,
@@ -14,14 +13,16 @@ from prometheus_client import (
     disable_created_metrics,
     start_http_server,
 )
-from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.registry import Collector
 
-from finetune_api.status import Phase
+from finetune_api.status import FineTuneRunStatus
+from finetune_operator import failures, runmetrics
 from finetune_operator.errors import ConflictError, TransientError
 from finetune_operator.names import Key
+from finetune_operator.world import Run
 
 PREFIX = "finetune_operator"
+_WAITS = (1, 5, 15, 60, 300, 900, 3600, 4 * 3600, 12 * 3600, 24 * 3600, 72 * 3600)
 _BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
 
 Work = Callable[[Key], Awaitable[float | None]]
@@ -56,13 +57,54 @@ class Metrics:
             f"{PREFIX}_last_resync_timestamp_seconds", "When all objects were last listed.", registry=self.registry
         )
         self._depth = Gauge(f"{PREFIX}_queue_depth", "Runs that wait for a worker.", registry=self.registry)
+        self._leader = Gauge(f"{PREFIX}_leader", "1 if this process acts, 0 if it stands by.", registry=self.registry)
+        self._attempts = Counter(f"{PREFIX}_attempts_started", "Attempts begun.", registry=self.registry)
+        self._restarts = Counter(
+            f"{PREFIX}_restarts",
+            "Attempts after the first, by why the one before ended.",
+            ["reason"],
+            registry=self.registry,
+        )
+        self._ended = Counter(
+            f"{PREFIX}_runs_ended",
+            "Runs that have ended, by phase and, if they failed, by why.",
+            ["phase", "reason"],
+            registry=self.registry,
+        )
+        self._lost_steps = Counter(
+            f"{PREFIX}_lost_steps", "Steps that were done and not saved when an attempt ended.", registry=self.registry
+        )
+        self._queue_wait = Histogram(
+            f"{PREFIX}_queue_wait_seconds",
+            "Time from a run's creation to its first pod's start.",
+            buckets=_WAITS,
+            registry=self.registry,
+        )
         Info(f"{PREFIX}_build", "Version of the operator.", registry=self.registry).info({"version": version})
         ProcessCollector(registry=self.registry)
 
-    def watch(self, *, phases: Callable[[], Iterable[str]], depth: Callable[[], int]) -> None:
+    def watch(self, *, runs: Collector, depth: Callable[[], int]) -> None:
         """What is computed when it is asked for."""
-        self.registry.register(_Runs(phases))
+        self.registry.register(runs)
         self._depth.set_function(depth)
+
+    def leads(self) -> None:
+        """From now on this process acts. It ends when it no longer may."""
+        self._leader.set(1)
+
+    def changed(self, before: FineTuneRunStatus, run: Run) -> None:
+        """What was written to a run's status."""
+        after = run.status
+        if after.attempt > before.attempt:
+            self._attempts.inc()
+        if after.attempt > before.attempt > 0:
+            self._restarts.labels(failures.known(before.failure)).inc()
+            self._lost_steps.inc(_unsaved_steps(before))
+        if after.is_finished and not before.is_finished:
+            self._ended.labels(after.phase or "", failures.known(after.failure) if after.failure else "").inc()
+        waited = runmetrics.queue_wait(run)
+        if waited is not None and before.start_time is None:
+            self._queue_wait.observe(waited)
 
     def request(self, verb: str, code: str) -> None:
         """A request was answered, or not (`error`)."""
@@ -107,15 +149,7 @@ class Metrics:
         return int(server.server_port)
 
 
-class _Runs(Collector):
-    """Runs by phase: every phase always has a value, so that alerts can compare."""
-
-    def __init__(self, phases: Callable[[], Iterable[str]]) -> None:
-        self._phases = phases
-
-    def collect(self) -> Iterator[GaugeMetricFamily]:
-        found = Tally(self._phases())
-        family = GaugeMetricFamily(f"{PREFIX}_runs", "FineTuneRuns by phase.", labels=["phase"])
-        for phase in Phase:
-            family.add_metric([phase.value], found[phase.value])
-        yield family
+def _unsaved_steps(status: FineTuneRunStatus) -> int:
+    """Steps that an attempt has told and no checkpoint has."""
+    saved = max((checkpoint.step for checkpoint in status.checkpoints), default=0)
+    return max(0, status.progress.batch - saved) if status.progress else 0

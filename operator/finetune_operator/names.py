@@ -19,8 +19,15 @@ RUN_UID_ANNOTATION = f"{GROUP}/run-uid"
 SELECTOR = f"{MANAGED_BY_LABEL}={MANAGER}"
 """Label selector of everything the operator creates."""
 
+INDEX_ANNOTATION = "batch.kubernetes.io/job-completion-index"
+"""By which Kubernetes numbers the pods of an Indexed Job."""
+SERVICE_LABEL = f"{GROUP}/service"
+"""Of the pods of a run on several nodes: the Service in which they have names."""
+
 TRAINER_CONTAINER = "trainer"
 _NAME_LIMIT = 63
+_INDEX_ROOM = 5
+"""A Job's pods are hosts named after it and their index, up to -1023."""
 
 
 class Key(NamedTuple):
@@ -41,7 +48,7 @@ def labels(run: str, *, attempt: int | None = None) -> dict[str, str]:
 
 def job(run: str, attempt: int) -> str:
     """The Job of one attempt."""
-    return _fit(run, f"-{attempt}")
+    return _fit(run, f"-{attempt}", limit=_NAME_LIMIT - _INDEX_ROOM)
 
 
 def claim(run: str, uid: str) -> str:
@@ -49,14 +56,19 @@ def claim(run: str, uid: str) -> str:
     return _fit(run, f"-{uid[:8]}")
 
 
+def service(uid: str) -> str:
+    """The headless Service of a run on several nodes; a Service's name begins with a letter."""
+    return f"finetune-{uid[:8]}"
+
+
 def event(run: str, uid: str, sequence: int) -> str:
     """The Kubernetes Event of one entry of the run's history."""
     return f"{run}.{uid[:8]}.{sequence}"
 
 
-def _fit(run: str, suffix: str) -> str:
-    """`run` + `suffix` within the limit of a label value; what is cut is replaced by a digest of the whole."""
-    if len(run) + len(suffix) <= _NAME_LIMIT:
+def _fit(run: str, suffix: str, *, limit: int = _NAME_LIMIT) -> str:
+    """`run` + `suffix` within a limit, of a label value or less; what is cut is replaced by a digest of the whole."""
+    if len(run) + len(suffix) <= limit:
         return run + suffix
     digest = hashlib.sha256(run.encode()).hexdigest()[:8]
-    return f"{run[: _NAME_LIMIT - len(suffix) - 9].rstrip('-')}-{digest}{suffix}"
+    return f"{run[: limit - len(suffix) - 9].rstrip('-')}-{digest}{suffix}"

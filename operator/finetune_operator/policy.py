@@ -15,7 +15,7 @@ from finetune_api.fields import cut
 from finetune_api.snapshot import FINAL_CODES, ExitCode
 from finetune_api.spec import MANAGED_BY, OnHang
 from finetune_api.status import Failure
-from finetune_operator import failures, hang, support
+from finetune_operator import failures, gang, hang, support
 from finetune_operator.errors import UserError
 from finetune_operator.world import World, paused
 
@@ -116,6 +116,13 @@ def refuse_what_is_not_built(world: World) -> Decision | None:
         return None
     found = [str(gap) for gap in support.gaps(world.run.spec)]
     return _refuse(failures.NOT_SUPPORTED, "; ".join(found)) if found else None
+
+
+def refuse_what_contradicts_itself(world: World) -> Decision | None:
+    if world.attempt > 0 or world.run.spec is None:
+        return None
+    found = [str(problem) for problem in gang.contradictions(world.run.spec)]
+    return _refuse(failures.INVALID, "; ".join(found)) if found else None
 
 
 def refuse_a_model_that_is_not_there(world: World) -> Decision | None:
@@ -230,6 +237,7 @@ CHECKS: tuple[Check, ...] = (
     end_what_outlived_its_attempt,
     refuse_what_cannot_be_read,
     refuse_what_is_not_built,
+    refuse_what_contradicts_itself,
     refuse_a_model_that_is_not_there,
     finish_with_a_model,
     stop_what_must_end,

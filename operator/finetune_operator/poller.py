@@ -89,7 +89,7 @@ class Poller:
 
     def _target(self, key: Key) -> Target | None:
         world = self._cache.world(key, now=datetime.now(UTC))
-        pod = world.pod if world and not world.run.status.is_finished else None
+        pod = world.first if world and not world.run.status.is_finished else None
         if world is None or pod is None or pod.phase != "Running" or not pod.ip:
             return None
         if world.job is None or pod.job_uid != world.job.uid:

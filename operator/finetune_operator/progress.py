@@ -152,6 +152,7 @@ def fold(old: Progress | None, snapshot: Snapshot) -> Progress | None:
         device_utilization=_decimal(new.device_utilization, 2),
         device_memory_bytes=new.device_memory_bytes,
         last_step_time=new.last_step_time,
+        step_seconds=None if new.step_seconds is None else round(new.step_seconds),
         reported_time=snapshot.time,
         attempt=snapshot.attempt,
     )

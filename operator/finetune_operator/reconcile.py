@@ -67,12 +67,14 @@ class Reconciler:
         settings: Settings,
         clock: Callable[[], datetime],
         jitter: Callable[[], float] = random.random,
+        changed: Callable[[FineTuneRunStatus, Run], None] = lambda *_: None,
     ) -> None:
         self._cluster = cluster
         self._line = line
         self._settings = settings
         self._clock = clock
         self._jitter = jitter
+        self._changed = changed
         self._budget = Budget(per_second=settings.progress_writes_per_second, clock=clock)
         self._next_write: dict[Key, datetime] = {}
 
@@ -134,12 +136,15 @@ class Reconciler:
                 await self._cluster.delete(world.run, pod)
 
     async def _create(self, world: World) -> waiting.Waiting | None:
-        """Create claim and Job. What the API server refuses is something to wait for, and to tell."""
+        """Create claim, Service and Job. What the API server refuses is something to wait for, and to tell."""
         run = world.run
         assert run.spec is not None, "decide() refuses a run without a spec"
         try:
             if run.spec.storage.claim_name is None and world.claim is None:
                 await self._cluster.create(run, manifests.claim(run))
+            service = manifests.service(run)
+            if service is not None:
+                await self._cluster.create(run, service)
             await self._cluster.create(run, manifests.job(run, attempt=world.attempt, settings=self._settings))
         except (RefusedError, TakenError) as error:
             log.warning("cannot create the children of %s: %s", run.key, error)
@@ -160,6 +165,7 @@ class Reconciler:
                 return self._pause_between_writes()
         written = await self._cluster.write_status(run, new)
         self._next_write[run.key] = now + timedelta(seconds=self._pause_between_writes())
+        self._changed(run.status, written)
         await self._tell(written, before=run.status)
         return None
 

@@ -105,6 +105,8 @@ class Settings(BaseModel):
     """Port of /healthz and /readyz; 0 means none."""
     metrics_port: Port = 9401
     """Port of /metrics; 0 means any that is free."""
+    run_metrics_seconds: Seconds = 300.0
+    """So long after its end a run's last values are on /metrics: longer than the pause between two scrapes."""
     log_format: LogFormat = LogFormat.AUTO
     """How log records are written."""
 

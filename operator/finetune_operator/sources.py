@@ -5,6 +5,7 @@ Resolved once, before the first attempt, and recorded in the status: what become
 
 from collections.abc import Callable
 
+from finetune_api.data import Task
 from finetune_api.fields import cut
 from finetune_api.method import MethodType
 from finetune_api.status import ResolvedModel
@@ -20,7 +21,7 @@ def resolve(run: Run, find: Callable[[str], Run | None]) -> ResolvedModel | User
     """The model to start from, or why it can't be had. `find` gives another run of the namespace by its name."""
     if run.spec is None:
         return None
-    if run.status.model is not None:
+    if run.status.model is not None or run.spec.model is None:
         return run.status.model
     place = Uri.parse(run.spec.model.uri)
     if place.scheme != Scheme.RUN:
@@ -36,7 +37,7 @@ def resolve(run: Run, find: Callable[[str], Run | None]) -> ResolvedModel | User
 
 def other_run(run: Run) -> str | None:
     """Name of the run that must be known to resolve this one's model."""
-    if run.spec is None or run.status.model is not None:
+    if run.spec is None or run.spec.model is None or run.status.model is not None:
         return None
     place = Uri.parse(run.spec.model.uri)
     return place.name if place.scheme == Scheme.RUN else None
@@ -50,9 +51,10 @@ def _of(other: Run | None, place: Uri, *, namespace: str) -> ResolvedModel:
         said = f"run {place.name} hasn't finished (phase {other.status.phase or 'Pending'})"
         raise UserError(FIELD, f"{said}: create this run again when it has")
     location = _checkpoint(other, place) if place.path else _output(other, place)
-    if other.spec.method.type == MethodType.FULL:
+    if other.spec.method.type == MethodType.FULL or other.spec.task == Task.CUSTOM:
         return ResolvedModel(uri=location)
-    base = other.status.model.uri if other.status.model else other.spec.model.uri
+    asked = other.spec.model.uri if other.spec.model else ""
+    base = other.status.model.uri if other.status.model else asked
     return ResolvedModel(uri=base, adapter_uri=location)
 
 

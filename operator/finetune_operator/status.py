@@ -123,8 +123,14 @@ def _model(facts: Facts) -> ResolvedModel | None:
 def _queue(facts: Facts) -> QueueState | None:
     if facts.waiting is None or not facts.waiting.for_room:
         return None
-    position = facts.world.turn.position if facts.decision.action == Action.WAIT else None
-    return QueueState(position=position, message=facts.waiting.message)
+    place = facts.world.turn.position if facts.decision.action == Action.WAIT else None
+    return QueueState(position=None if place is None else rounded(place), message=facts.waiting.message)
+
+
+def rounded(place: int) -> int:
+    """A place in the queue as it is told, rounded up to one digit: else each start would rewrite all that wait."""
+    unit: int = 10 ** (len(str(place)) - 1)
+    return -(-place // unit) * unit
 
 
 def _ended(facts: Facts) -> datetime:
@@ -139,7 +145,8 @@ def _output(facts: Facts) -> Output | None:
     saved = word.output if word else None
     path = saved.path if saved else "output"
     uri = cut(manifests.output_uri(facts.world.run, path), 512)
-    return Output(uri=uri, checkpoint=saved.checkpoint if saved else "")
+    uploaded = saved.upload_uri if saved else None
+    return Output(uri=uri, checkpoint=saved.checkpoint if saved else "", upload_uri=uploaded)
 
 
 def _events(facts: Facts) -> tuple[RunEvent, ...]:
@@ -153,14 +160,15 @@ def _before(facts: Facts) -> list[Happening]:
     """What precedes the trainer's own story."""
     created = facts.world.run.metadata.creation_timestamp or facts.now
     found = [Happening(type=EventType.CREATED, time=created, message="Run created.")]
-    pod, attempt = facts.world.pod, facts.old.attempt
+    pod, attempt, started = facts.world.first, facts.old.attempt, facts.world.all_started
     if facts.waiting and facts.waiting.for_room:
         waits = facts.old.attempt + 1 if facts.decision.action == Action.WAIT else attempt
         message = facts.waiting.message
         found.append(Happening(type=EventType.QUEUED, time=facts.now, message=message, attempt=waits))
-    if pod is not None and pod.started is not None:
-        message = f"Run started: attempt {attempt}, pod {pod.name} on node {pod.node}."
-        found.append(Happening(type=EventType.STARTED, time=pod.started, message=message, attempt=attempt))
+    if pod is not None and started is not None:
+        others = f" and {len(facts.world.members) - 1} more" if len(facts.world.members) > 1 else ""
+        message = f"Run started: attempt {attempt}, pod {pod.name} on node {pod.node}{others}."
+        found.append(Happening(type=EventType.STARTED, time=started, message=message, attempt=attempt))
     return found
 
 
@@ -177,7 +185,8 @@ def _after(facts: Facts) -> list[Happening]:
     match facts.decision.action:
         case Action.SUCCEED:
             output = _output(facts)
-            message = f"Run completed. Final weights saved to {output.uri if output else 'the volume'}."
+            copied = f", uploaded to {output.upload_uri}" if output and output.upload_uri else ""
+            message = f"Run completed. Final weights saved to {output.uri if output else 'the volume'}{copied}."
             return [Happening(type=EventType.COMPLETED, time=_ended(facts), message=message, attempt=attempt)]
         case Action.FAIL | Action.REFUSE:
             return [Happening(type=EventType.FAILED, time=_ended(facts), message=said, attempt=attempt)]

@@ -6,7 +6,6 @@ When a field is built, its line here goes.
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
-from finetune_api.data import Task
 from finetune_api.fields import ApiModel, cut
 from finetune_api.spec import FineTuneRunSpec
 from finetune_operator.errors import UserError
@@ -24,19 +23,7 @@ def _is_set(value: Any) -> bool:
     return value is not None and value != "" and value is not False
 
 
-def _other_than(*built: Any) -> Callable[[Any], bool]:
-    return lambda value: value not in built
-
-
 GAPS: tuple[Gap, ...] = (
-    Gap(
-        "task",
-        _other_than(Task.CHAT_COMPLETION, Task.INSTRUCTION_FINE_TUNE, Task.CONTINUED_PRETRAIN, Task.PREFERENCE),
-        "use another one",
-    ),
-    Gap("storage.uploadUri", _is_set, "remove it; the model stays in the run's volume"),
-    Gap("resources.nodes", _other_than(1), "use 1"),
-    Gap("resources.devicesPerNode", _other_than(1), "use 1"),
     Gap("profile", _is_set, "remove it and set resources"),
     Gap("queue.name", _is_set, "remove it"),
     Gap("tracking.mlflow", _is_set, "remove it"),

@@ -112,11 +112,13 @@ def _named_by(world: World, name: str) -> str:
     spec = world.run.spec
     if spec is None:
         return ""
+    model, dataset, storage = spec.model, spec.dataset, spec.storage
     named = {
-        "spec.model.uri": Uri.parse(spec.model.uri).name,
-        "spec.model.credentials.secretName": spec.model.credentials and spec.model.credentials.secret_name,
-        "spec.dataset.train.uri": Uri.parse(spec.dataset.train.uri).name,
-        "spec.storage.claimName": spec.storage.claim_name,
+        "spec.model.uri": model and Uri.parse(model.uri).name,
+        "spec.model.credentials.secretName": model and model.credentials and model.credentials.secret_name,
+        "spec.dataset.train.uri": dataset and Uri.parse(dataset.train.uri).name,
+        "spec.storage.claimName": storage.claim_name,
+        "spec.storage.credentials.secretName": storage.credentials and storage.credentials.secret_name,
     }
     fields = [field for field, value in named.items() if value == name]
     return f" ({', '.join(fields)})" if fields else ""

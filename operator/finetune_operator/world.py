@@ -8,7 +8,7 @@ from typing import Any, Self
 from pydantic import ValidationError
 
 from finetune_api.fields import cut
-from finetune_api.snapshot import EventType, Snapshot
+from finetune_api.snapshot import PEER_LOST, EventType, Snapshot
 from finetune_api.spec import FineTuneRunSpec
 from finetune_api.status import ConditionStatus, ConditionType, FineTuneRunStatus, ResolvedModel
 from finetune_api.types import Metadata
@@ -110,18 +110,46 @@ class World:
         return next((job for job in self.jobs if job.attempt == self.attempt > 0), None)
 
     @property
-    def pod(self) -> Pod | None:
-        """The newest attempt's pod: the one that runs, or else the last one made."""
+    def members(self) -> tuple[Pod, ...]:
+        """The newest attempt's pods, in order: for each node the one that runs, or else the last one made."""
         mine = [pod for pod in self.pods if pod.attempt == self.attempt > 0]
-        return max(mine, key=lambda pod: (not pod.ended, str(pod.created), pod.name), default=None)
+        found = {pod.index: pod for pod in sorted(mine, key=lambda pod: (not pod.ended, str(pod.created), pod.name))}
+        return tuple(found[index] for index in sorted(found))
+
+    @property
+    def first(self) -> Pod | None:
+        """The pod that tells how far the newest attempt is."""
+        return next((pod for pod in self.members if pod.index == 0), None)
+
+    @property
+    def pod(self) -> Pod | None:
+        """The pod that tells how the newest attempt is: the one that failed first, or doesn't run yet, or the first."""
+        members = self.members
+        failed = [pod for pod in members if pod.phase == "Failed"]
+        if failed:
+            return min(failed, key=self._blame)
+        return next((pod for pod in members if pod.started is None), members[0] if members else None)
+
+    def _blame(self, pod: Pod) -> tuple[bool, bool, str, int]:
+        """What sorts pods that failed by themselves before those that only followed, or were ended for it."""
+        word = self.word_of(pod)
+        follows = word is not None and word.error is not None and word.error.reason == PEER_LOST
+        return follows, pod.deletion is not None and not pod.disrupted, str(pod.finished), pod.index
+
+    @property
+    def all_started(self) -> datetime | None:
+        """When the last of the newest attempt's pods began to run, if all do or did."""
+        nodes = self.run.spec.resources.nodes if self.run.spec is not None else 1
+        times = [pod.started for pod in self.members if pod.started is not None]
+        return max(times) if len(times) >= nodes else None
 
     @property
     def started(self) -> datetime | None:
-        """When the newest attempt's pod began to run: as recorded, or as seen if it has come and gone since."""
+        """When the newest attempt's pods began to run: as recorded, or as seen if they have come and gone since."""
         recorded = self.run.status.event(EventType.STARTED)
         if recorded is not None and recorded.attempt == self.attempt:
             return recorded.time
-        return self.pod.started if self.pod else None
+        return self.all_started
 
     @property
     def strays(self) -> tuple[Job, ...]:
@@ -156,10 +184,14 @@ class World:
     @property
     def last_word(self) -> Snapshot | None:
         """What the trainer said at its end, if it could and if it speaks of this run and attempt."""
-        if self.pod is None or not self.pod.last_word:
+        return self.word_of(self.first) if self.first is not None else None
+
+    def word_of(self, pod: Pod) -> Snapshot | None:
+        """What a pod said at its end, on the same terms."""
+        if not pod.last_word:
             return None
         try:
-            return self.trusted(Snapshot.decode(self.pod.last_word))
+            return self.trusted(Snapshot.decode(pod.last_word))
         except ValueError:
             return None
 

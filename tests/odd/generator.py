@@ -208,8 +208,13 @@ def _with(body: Object, path: Sequence[str], value: Any) -> Object:
 REQUIRED = frozenset({"model", "model.uri", "dataset", "dataset.train", "dataset.train.uri"})
 
 
+OTHERWISE: Mapping[str, Sequence[str]] = {"trainer.image": ("task",), "trainer.command": ("task",)}
+"""What goes in place of a field that isn't there where a rule asks for it."""
+
+
 def _drop(body: Object, path: Sequence[Any]) -> None:
     """Remove what is there of a path, the innermost of it; what is required gets its plain value."""
+    path = OTHERWISE.get(".".join(map(str, path)), path)
     container: Any = body
     key, at, plain = path[0], container, SPEC
     for part in path:

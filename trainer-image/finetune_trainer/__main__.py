@@ -16,9 +16,18 @@ def main(arguments: Sequence[str] = ()) -> int:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: os._exit(STOPPED))
     given = _configuration(arguments)
+    if _starts_processes():
+        from finetune_trainer import launcher
+
+        return launcher.main(arguments)
     from finetune_trainer import attempt
 
     return attempt.main(given)
+
+
+def _starts_processes() -> bool:
+    """Whether there is to be a process for each of several devices here, and this is none of them yet."""
+    return "RANK" not in os.environ and os.environ.get("PET_NPROC_PER_NODE", "1") not in ("", "1")
 
 
 def _configuration(arguments: Sequence[str]) -> str | None:

@@ -16,6 +16,7 @@ from finetune_trainer import distributed, memory, preflight
 from finetune_trainer.errors import ConfigInvalid, TrainerError
 from finetune_trainer.reporting import history, journal, metrics, server
 from finetune_trainer.reporting.reporter import Reporter
+from finetune_trainer.saves import upload
 from finetune_trainer.stopping import StopRequest
 
 logger = logging.getLogger(__name__)
@@ -23,7 +24,8 @@ logger = logging.getLogger(__name__)
 
 def main(configuration: str | None = None) -> int:
     """Train as the configuration says, or FINETUNE_CONFIG without one."""
-    log = journal.open_journal()
+    distributed.take_place(os.environ)
+    log = journal.open_journal(quiet=os.environ.get("RANK", "0") != "0")
     given = os.environ.get(CONFIG_VARIABLE, "") if configuration is None else configuration
     uid, attempt = _identity(given)
     reporter = Reporter(uid, attempt=attempt)
@@ -36,7 +38,8 @@ def main(configuration: str | None = None) -> int:
 
     stop = StopRequest(last_act=say_stopped)
     stop.listen()
-    server.start(reporter)
+    if os.environ.get("LOCAL_RANK", "0") == "0":
+        server.start(reporter)
     code = _exit_code(reporter, lambda: run(_configuration(given), reporter, stop))
     stop.ignore()
     reporter.write_last_word()
@@ -50,9 +53,12 @@ def run(config: TrainerConfig, reporter: Reporter, stop: StopRequest) -> None:
     earlier = history.finished(config)
     if earlier is not None:
         reporter.recall(earlier)
-        journal.event(logger, "ALREADY_FINISHED", "the output of this run is complete; there is nothing to do")
+        journal.event(logger, "ALREADY_FINISHED", "the output of this run is complete; there is nothing to train")
+        if earlier.output is not None and os.environ.get("RANK", "0") == "0":
+            stop.training_begins()  # a stop waits until the copy can be left
+            upload.send(config, reporter, earlier.output, stop_requested=stop.is_requested)
         return
-    distributed.refuse_several(os.environ)
+    distributed.Place.of(os.environ)
     distributed.tune_threads(os.environ)
     if config.training.deterministic:
         distributed.allow_determinism(os.environ)

@@ -5,13 +5,13 @@ The message is for the user: what is wrong, where, and what to do about it.
 
 from typing import ClassVar
 
-from finetune_api.snapshot import REASONS, ExitCode
+from finetune_api.snapshot import PEER_LOST, REASONS, ExitCode
 
 
 class TrainerError(Exception):
     """Base of all ends that are understood."""
 
-    exit_code: ClassVar[ExitCode]
+    exit_code: ClassVar[int]
 
     @property
     def reason(self) -> str:
@@ -69,3 +69,13 @@ class OutOfMemory(TrainerError):
     @property
     def reason(self) -> str:
         return "OutOfMemory"
+
+
+class PeerLost(TrainerError):
+    """Another process of this training has ended: why, it has said itself."""
+
+    exit_code = 1
+
+    @property
+    def reason(self) -> str:
+        return PEER_LOST

@@ -19,13 +19,13 @@ from finetune_api.snapshot import EventType, SavedCheckpoint, TrainProgress
 from finetune_api.trainer_config import TrainerConfig
 from finetune_trainer.data.plan import Batch, Plan
 from finetune_trainer.errors import Diverged, Stopped
-from finetune_trainer.learning import generators, optimizer
+from finetune_trainer.learning import generators, optimizer, sharding
 from finetune_trainer.learning.evaluation import Evaluator, Watch
 from finetune_trainer.learning.model import Learner
 from finetune_trainer.learning.objective import Objective
 from finetune_trainer.reporting.history import History
 from finetune_trainer.reporting.reporter import Extent, Reporter, Step
-from finetune_trainer.saves import checkpoint, output, saving
+from finetune_trainer.saves import checkpoint, content, output, saving, staging, upload
 from finetune_trainer.sources.modelfolder import ModelFolder
 
 
@@ -48,60 +48,65 @@ class Training:
     reporter: Reporter
     facts: Mapping[str, Any]
     stop_requested: Callable[[], bool]
+    """Of any process. Each must ask."""
+    stop_requested_here: Callable[[], bool]
+    """Of this one."""
 
 
 def train(training: Training) -> None:
     """Train to the end and write the output. Raises Diverged, Stopped or StorageFailed."""
     config, plan, learner, reporter = training.config, training.plan, training.learner, training.reporter
     adamw = optimizer.adamw(learner.trained.values(), config.training)
-    transformers.set_seed(config.training.seed)
+    ranks = learner.ranks
+    transformers.set_seed(config.training.seed + ranks.place.rank)
     position, watch = _beginning(training, adamw)
-    steps = History(Path(config.run_path), steps_done=position.step)
+    steps = History(Path(config.run_path), steps_done=position.step, writes=ranks.is_first)
     reporter.training_begins(_extent(plan), tokens_done=position.tokens)
     evaluator = _evaluator(training, watch, steps)
-    saver = _saver(training, adamw, evaluator, saved_step=position.step)
+    with _saver(training, adamw, evaluator, saved_step=position.step) as saver:
+        while True:
+            evaluated = evaluator.keep_up(position.step, position.epoch)
+            ended = evaluated and (position.step == plan.steps or evaluator.had_enough)
+            if ended or ranks.any(saver.is_due(position)):
+                saver.save(position, must=ended)
+            if ended:
+                break
+            if training.stop_requested():
+                saver.save(position, must=True)
+                raise _stopped(plan, position)
 
-    while True:
-        evaluated = evaluator.keep_up(position.step, position.epoch)
-        ended = evaluated and (position.step == plan.steps or evaluator.had_enough)
-        if ended or saver.is_due(position):
-            saver.save(position, must=ended)
-        if ended:
-            break
-        if training.stop_requested():
-            saver.save(position, must=True)
-            raise _stopped(plan, position)
-
-        started = time.monotonic()
-        drawn = plan.batch(position.step)
-        rate = optimizer.learning_rate(config.training, step=position.step, steps=plan.steps, devices=training.devices)
-        for group in adamw.param_groups:
-            group["lr"] = rate
-        before = generators.take(learner.device)
-        found = gradient(training.objective, drawn, config.training.max_grad_norm, training.stop_requested)
-        if found is None:  # asked to stop in the middle: the step is left to the next attempt, whole
+            started = time.monotonic()
+            drawn = plan.batch(position.step)
+            rate = optimizer.learning_rate(
+                config.training, step=position.step, steps=plan.steps, devices=training.devices
+            )
+            for group in adamw.param_groups:
+                group["lr"] = rate
+            before = generators.take(learner.device)
+            found = gradient(training.objective, drawn, config.training.max_grad_norm, training.stop_requested)
+            if found is None:  # asked to stop in the middle: the step is left to the next attempt, whole
+                adamw.zero_grad(set_to_none=True)
+                before.put_back()
+                continue
+            loss, norm = found
+            if not (math.isfinite(loss) and math.isfinite(norm)):
+                raise _diverged(training, drawn, position.step, loss, norm)
+            adamw.step()
             adamw.zero_grad(set_to_none=True)
-            before.put_back()
-            continue
-        loss, norm = found
-        if not (math.isfinite(loss) and math.isfinite(norm)):
-            raise _diverged(training, drawn, position.step, loss, norm)
-        adamw.step()
-        adamw.zero_grad(set_to_none=True)
 
-        position = position.after(plan.tokens_in(drawn), steps_per_epoch=plan.steps_per_epoch)
-        told = Step(
-            number=position.step,
-            epoch=position.epoch,
-            loss=loss,
-            grad_norm=norm,
-            learning_rate=rate,
-            tokens=plan.tokens_in(drawn),
-            records=sum(map(len, drawn)),
-            seconds=time.monotonic() - started,
-        )
-        steps.add(told)
-        reporter.step_done(told)
+            position = position.after(plan.tokens_in(drawn), steps_per_epoch=plan.steps_per_epoch)
+            told = Step(
+                number=position.step,
+                epoch=position.epoch,
+                loss=loss,
+                grad_norm=norm,
+                learning_rate=rate,
+                tokens=plan.tokens_in(drawn),
+                records=sum(map(len, drawn)),
+                seconds=time.monotonic() - started,
+            )
+            steps.add(told)
+            reporter.step_done(told)
 
     _finish(training, steps, position, why=evaluator.why() if position.step < plan.steps else "")
 
@@ -113,25 +118,29 @@ def gradient(
 
     None if a stop was asked for between two of its forward passes.
     """
-    learner = objective.learner
+    learner, ranks = objective.learner, objective.learner.ranks
     units = sum(map(objective.units, drawn))
     total = torch.zeros((), device=learner.device)
-    for number, records in enumerate(drawn):
+    for number, (records, counts) in enumerate(ranks.share(drawn)):
         if number and stop_requested():
             return None
-        loss = objective.loss(records) / units
-        loss.backward()  # type: ignore[no-untyped-call]
+        with learner.failing_together():
+            loss = objective.loss(records) / units * counts
+            (loss * learner.mean_of).backward()  # type: ignore[no-untyped-call]
         total += loss.detach()
-    norm = torch.nn.utils.clip_grad_norm_(learner.trained.values(), limit or math.inf)
+    ranks.sum(total)
+    if not learner.spread:  # else the backward pass has added them up
+        ranks.sum_gradients(learner.trained.values())
+    norm = sharding.whole(torch.nn.utils.clip_grad_norm_(learner.trained.values(), limit or math.inf))
     loss_and_norm: list[float] = torch.stack((total, norm.to(total))).tolist()  # the one wait for the device
     return loss_and_norm[0], loss_and_norm[1]
 
 
-def _beginning(training: Training, adamw: torch.optim.Optimizer) -> tuple[checkpoint.Position, Watch]:
+def _beginning(training: Training, adamw: torch.optim.Optimizer) -> tuple[content.Position, Watch]:
     """The first step, or the one after the checkpoint."""
     if training.found.folder is None:
-        return checkpoint.Position(step=0, epoch=1, tokens=0), Watch()
-    reached = checkpoint.restore(training.found.folder, training.learner, adamw)
+        return content.Position(step=0, epoch=1, tokens=0), Watch()
+    reached = content.put_back(training.found.folder, training.learner, adamw)
     training.reporter.resumed_at(reached.progress)
     return reached.position, reached.watch
 
@@ -149,11 +158,18 @@ def _evaluator(training: Training, watch: Watch, steps: History) -> Evaluator:
 
 
 def _saver(training: Training, adamw: torch.optim.Optimizer, evaluator: Evaluator, *, saved_step: int) -> saving.Saver:
-    def save_now(position: checkpoint.Position) -> SavedCheckpoint:
-        return training.store.save(
-            training.learner,
-            adamw,
-            checkpoint.Reached(position=position, watch=evaluator.watch, progress=_progress(training.reporter)),
+    learner = training.learner
+    copied = learner.ranks.is_first and not learner.spread
+    stage = staging.reserve(content.expected(learner), pinned=learner.device.type == "cuda") if copied else None
+
+    def take(position: content.Position) -> content.Content:
+        reached = content.Reached(position=position, watch=evaluator.watch, progress=_progress(training.reporter))
+        return content.take(learner, adamw, reached, stage=stage)
+
+    def write(state: content.Content) -> SavedCheckpoint:
+        return training.store.write(
+            state,
+            learner,
             model=training.model,
             per_device=training.plan.per_device,
             reference=training.reference,
@@ -164,9 +180,11 @@ def _saver(training: Training, adamw: torch.optim.Optimizer, evaluator: Evaluato
         interval=Duration.parse(training.config.checkpoint.interval),
         steps_per_epoch=training.plan.steps_per_epoch,
         saved_step=saved_step,
-        save_now=save_now,
+        take=take,
+        write=write,
         complete=lambda: training.store.complete,
         reporter=training.reporter,
+        copies=stage is not None or not (copied or learner.spread),
     )
 
 
@@ -176,7 +194,7 @@ def _progress(reporter: Reporter) -> TrainProgress:
     return progress
 
 
-def _stopped(plan: Plan, position: checkpoint.Position) -> Stopped:
+def _stopped(plan: Plan, position: content.Position) -> Stopped:
     if position.step == 0:
         return Stopped("stopped on request before the first step; nothing is lost")
     return Stopped(f"stopped on request after step {position.step} of {plan.steps}; checkpoint {position.name} saved")
@@ -195,10 +213,10 @@ def _diverged(training: Training, drawn: Batch, step: int, loss: float, norm: fl
 
 def _extent(plan: Plan) -> Extent:
     in_tokens = plan.duration.unit == Unit.TOKENS
-    return Extent(epochs=plan.epochs, steps=plan.steps, tokens=plan.tokens, in_tokens=in_tokens)
+    return Extent(epochs=plan.epochs, steps=plan.steps, tokens=plan.tokens, in_tokens=in_tokens, devices=plan.devices)
 
 
-def _summary(position: checkpoint.Position, reporter: Reporter, why: str) -> str:
+def _summary(position: content.Position, reporter: Reporter, why: str) -> str:
     progress = _progress(reporter)
     epochs = f"{position.epoch:,} epoch{'' if position.epoch == 1 else 's'}"
     loss = "" if progress.loss is None else f" Loss of the last batch: {progress.loss:.4f}."
@@ -207,7 +225,7 @@ def _summary(position: checkpoint.Position, reporter: Reporter, why: str) -> str
     return f"{trained} {why}".rstrip()
 
 
-def _finish(training: Training, steps: History, position: checkpoint.Position, *, why: str) -> None:
+def _finish(training: Training, steps: History, position: content.Position, *, why: str) -> None:
     """Say that it is done, and `why` so early, and write the output."""
     reporter = training.reporter
     reporter.milestone(EventType.TRAIN_FINISHED, _summary(position, reporter, why))
@@ -224,3 +242,5 @@ def _finish(training: Training, steps: History, position: checkpoint.Position, *
     except OSError as error:
         raise saving.storage_failed("the output", error) from error
     reporter.output_is(saved)
+    if training.learner.ranks.is_first:
+        upload.send(training.config, reporter, saved, stop_requested=training.stop_requested_here)

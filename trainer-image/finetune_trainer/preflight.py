@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,10 +10,12 @@ from finetune_api.data import Task
 from finetune_api.method import MethodType
 from finetune_api.trainer_config import TrainerConfig
 from finetune_api.uris import Scheme
+from finetune_trainer import distributed
 from finetune_trainer.data import plan, prepare, statistics, tokenizer
 from finetune_trainer.data.dataset import Dataset
 from finetune_trainer.errors import ConfigInvalid, NotFound, StorageFailed
 from finetune_trainer.reporting import history
+from finetune_trainer.saves import upload
 from finetune_trainer.sources import modelfolder
 
 FETCHED = (Scheme.HUB, Scheme.S3, Scheme.GCS)
@@ -34,8 +37,10 @@ class Prepared:
 def check(config: TrainerConfig) -> Prepared:
     """Check it all. Raises a TrainerError that says what is wrong."""
     _refuse_unsupported(config)
-    plan.batch_sizes(config.training.batch_size)
+    plan.batch_sizes(config.training.batch_size, devices=distributed.device_count(os.environ))
     _take_storage(config)
+    if distributed.Place.of(os.environ).rank == 0:
+        upload.probe(config)
     for given in (config.dataset.train, config.dataset.eval):
         if given is not None and given.path is not None:  # a download waits until the model is known to be one
             prepare.find_files(config.dataset, config.task, given)
@@ -43,13 +48,14 @@ def check(config: TrainerConfig) -> Prepared:
     encoder = tokenizer.load(model)
     dataset, evaluation, summary = _data(config, model, encoder)
     modelfolder.fetch_weights(model)
+    planned = plan.Plan.of(config.training, dataset.lengths, devices=distributed.device_count(os.environ))
     return Prepared(
         model=model,
         data=dataset,
         evaluation=evaluation,
-        plan=plan.Plan.of(config.training, dataset.lengths),
+        plan=planned,
         summary=summary,
-        fingerprint=_fingerprint(config, model, dataset),
+        fingerprint=_fingerprint(config, model, dataset, records=planned.per_device * planned.accumulation),
     )
 
 
@@ -105,8 +111,10 @@ def _refuse_unknown_tokens(model: modelfolder.ModelFolder, dataset: Dataset) -> 
         )
 
 
-def _fingerprint(config: TrainerConfig, model: modelfolder.ModelFolder, dataset: Dataset) -> str:
-    """Equal for attempts that do the same work: only their checkpoints can be resumed."""
+def _fingerprint(config: TrainerConfig, model: modelfolder.ModelFolder, dataset: Dataset, *, records: int) -> str:
+    """Equal for attempts that do the same work, on any number of devices, in steps of so many records: only their
+    checkpoints can be resumed.
+    """
     what = {
         "run": config.run.uid,
         "task": config.task.value,
@@ -116,6 +124,6 @@ def _fingerprint(config: TrainerConfig, model: modelfolder.ModelFolder, dataset:
         "method": config.method.to_wire(),
         "training": config.training.to_wire(),
         "data": dataset.digest(),
-        "worldSize": 1,
+        "records": records,
     }
     return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()

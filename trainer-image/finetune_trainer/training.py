@@ -15,7 +15,7 @@ import torch
 from finetune_api.method import ResumeMode
 from finetune_api.snapshot import EventType
 from finetune_api.trainer_config import TrainerConfig
-from finetune_trainer import distributed, loop, memory
+from finetune_trainer import distributed, loop, memory, ranks
 from finetune_trainer.data.dataset import Dataset
 from finetune_trainer.data.plan import Plan
 from finetune_trainer.errors import StorageFailed
@@ -24,7 +24,7 @@ from finetune_trainer.learning.objective import NextToken, Objective
 from finetune_trainer.preflight import Prepared
 from finetune_trainer.reporting import devices, journal, metrics
 from finetune_trainer.reporting.reporter import MEMORY_FULL, Reporter
-from finetune_trainer.saves import checkpoint, output
+from finetune_trainer.saves import card, checkpoint
 from finetune_trainer.stopping import StopRequest
 
 logger = logging.getLogger(__name__)
@@ -52,6 +52,7 @@ class _Given:
     config: TrainerConfig
     prepared: Prepared
     device: distributed.Device
+    ranks: ranks.Ranks
     store: checkpoint.Store
     reporter: Reporter
     stop: StopRequest
@@ -60,10 +61,27 @@ class _Given:
 def run(config: TrainerConfig, prepared: Prepared, reporter: Reporter, stop: StopRequest) -> None:
     """Train. Raises a TrainerError where that ends before its time."""
     device = distributed.choose_device(config.device)
+    with ranks.told_as_loss():
+        together = ranks.join(os.environ, cuda=device.kind == "cuda")
+        _run(config, prepared, reporter, stop, device=device, together=together)
+        together.leave()
+
+
+def _run(
+    config: TrainerConfig,
+    prepared: Prepared,
+    reporter: Reporter,
+    stop: StopRequest,
+    *,
+    device: distributed.Device,
+    together: ranks.Ranks,
+) -> None:
     metrics.describe(config, device=device.name)
     devices.watch(device, report=reporter.device_sampled)
-    store = _open_store(config, prepared)
-    given = _Given(config=config, prepared=prepared, device=device, store=store, reporter=reporter, stop=stop)
+    store = _open_store(config, prepared, together)
+    given = _Given(
+        config=config, prepared=prepared, device=device, ranks=together, store=store, reporter=reporter, stop=stop
+    )
     full = _train(given, after=None)
     while full is not None:
         stop.preparing_again()
@@ -82,7 +100,7 @@ def _train(given: _Given, *, after: _Full | None) -> _Full | None:
         loop.train(training)
     except Exception as error:
         per_device, progress = training.plan.per_device, given.reporter.snapshot().progress
-        if memory.trouble(error) is None or per_device == 1:
+        if memory.trouble(error) is None or per_device == 1 or training.learner.spread:
             raise
         return _Full(per_device, 1 if progress is None else progress.batch + 1)
     return None
@@ -94,13 +112,16 @@ def _prepare(given: _Given, after: _Full | None) -> loop.Training:
     resumes = config.checkpoint.resume == ResumeMode.AUTO or after is not None
     found = store.newest() if resumes else checkpoint.Found()
     most_tokens = prepared.plan.most_tokens
-    learner = model.load(prepared.model, config, given.device, most_tokens=most_tokens, checkpoint=found.folder)
+    learner = model.load(
+        prepared.model, config, given.device, most_tokens=most_tokens, checkpoint=found.folder, ranks=given.ranks
+    )
     plan = _plan(config, prepared, learner, found, after)
     reference = _reference(config, prepared, learner, plan, found)
     facts = _facts(given.device, learner)
     start = f" with the adapter {config.model.adapter_uri}" if config.model.adapter_uri else ""
     told = f"Model data downloaded and initialized for base model {config.model.uri}{start}: "
-    passes = f"{plan.accumulation} x {plan.per_device} records a step"
+    over = f" on {plan.devices} devices" if plan.devices > 1 else ""
+    passes = f"{plan.accumulation} x {plan.per_device} records a step{over}"
     reporter.milestone(EventType.MODEL_INITIALIZED, f"{told}{config.method.type} {learner.describe()}, {passes}.")
     if found.folder is not None or found.passed_over or after is not None:
         before = "" if after is None else f"{after.says()} "
@@ -120,7 +141,8 @@ def _prepare(given: _Given, after: _Full | None) -> loop.Training:
         found=found,
         reporter=reporter,
         facts=facts,
-        stop_requested=given.stop.is_requested,
+        stop_requested=lambda: given.ranks.any(given.stop.is_requested()),
+        stop_requested_here=given.stop.is_requested,
     )
 
 
@@ -170,10 +192,14 @@ def _drawn(plan: Plan) -> set[int]:
     return {record for step in range(plan.steps) for micro in plan.batch(step) for record in micro}
 
 
-def _open_store(config: TrainerConfig, prepared: Prepared) -> checkpoint.Store:
+def _open_store(config: TrainerConfig, prepared: Prepared, together: ranks.Ranks) -> checkpoint.Store:
     try:
         return checkpoint.Store(
-            Path(config.run_path), run=config.run, fingerprint=prepared.fingerprint, keep=config.checkpoint.keep
+            Path(config.run_path),
+            run=config.run,
+            fingerprint=prepared.fingerprint,
+            keep=config.checkpoint.keep,
+            ranks=together,
         )
     except OSError as error:
         raise StorageFailed(f"the checkpoints in {config.run_path} can't be reached: {error}") from error
@@ -184,9 +210,10 @@ def _facts(device: distributed.Device, learner: model.Learner) -> dict[str, Any]
     quantized = {} if learner.bits is None else {"bitsandbytes": metadata.version("bitsandbytes")}
     return {
         "python": platform.python_version(),
-        **output.versions(),
+        **card.versions(),
         **quantized,
         "device": device.name,
+        "devices": learner.ranks.place.size,
         "threads": device.threads,
         "precision": str(learner.precision),
         "packed": learner.packed,

@@ -437,7 +437,7 @@ def test_every_process_has_an_identity_of_its_own() -> None:
 
 
 @given(data=st.data())
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_no_two_ever_hold_it_whatever_is_slow_lost_or_paused(data: st.DataObject) -> None:
     """Two candidates whose clocks differ by any amount, on one time line. Each look and write may be late or lost."""
     times = Times(lease=12)

@@ -18,10 +18,12 @@ from typing import Any
 import aiohttp
 import pytest
 from aiohttp import web
+from kopf._cogs.structs.references import Insights, Resource
 
 from finetune_operator import __main__ as main
 from finetune_operator import logs
-from finetune_operator.kinds import KINDS
+from finetune_operator.errors import TransientError
+from finetune_operator.kinds import KINDS, Kind
 from finetune_operator.settings import PREFIX, LogFormat, Settings
 from tests import apiserver
 from tests.apiserver import ApiServer
@@ -334,3 +336,23 @@ async def test_a_process_whose_event_loop_is_blocked_does_not_answer(server: Api
         await operator.says("/healthz")
     operator.process.send_signal(signal.SIGCONT)
     assert await operator.says("/healthz") == "ok"
+
+
+@pytest.mark.parametrize("missing", [kind.plural for kind in KINDS])
+async def test_a_kind_that_discovery_left_out_is_a_reason_to_start_again(missing: str) -> None:
+    found = insights(*(kind for kind in KINDS if kind.plural != missing))
+    with pytest.raises(TransientError, match=f"left out {missing}, "):
+        await main._see_that_all_is_watched(found)
+
+
+async def test_discovery_that_is_whole_is_none() -> None:
+    with pytest.raises(TimeoutError):
+        await asyncio.wait_for(main._see_that_all_is_watched(insights(*KINDS)), 0.05)
+
+
+def insights(*watched: Kind) -> Insights:
+    """What kopf has found out."""
+    found = Insights()
+    found.watched_resources.update(Resource(group=k.group, version=k.version, plural=k.plural) for k in watched)
+    found.ready_resources.set()
+    return found

@@ -10,10 +10,11 @@ from typing import Any
 import pytest
 import yaml
 
+from finetune_api import wrapper
 from finetune_api.snapshot import EventType
 from finetune_api.status import RunEvent
 from finetune_api.trainer_config import TrainerConfig
-from finetune_operator import manifests
+from finetune_operator import custom, manifests
 from finetune_operator.settings import Settings
 from finetune_operator.world import Run
 from tests import worlds
@@ -50,6 +51,29 @@ RUNS: dict[str, dict[str, Any]] = {
         },
         "trainer": {"image": "registry.example.com/other:2", "imagePullSecrets": [{"name": "pull"}]},
     },
+    "nodes": {
+        "storage.claimTemplate.accessMode": "ReadWriteMany",
+        "resources": {"nodes": 4, "devicesPerNode": 8, "cpu": "64", "memory": "512Gi"},
+    },
+    "uploaded": {
+        "storage": {
+            "mergeAdapter": True,
+            "uploadUri": "s3://models/support-bot",
+            "credentials": {"secretName": "model-store"},
+        },
+    },
+    "custom": {
+        "task": "Custom",
+        "model": None,
+        "dataset.credentials": {"secretName": "data-keys"},
+        "training.maxDuration": "500ba",
+        "trainer": {
+            "image": "registry.example.com/pytorch:2",
+            "command": ["python", "train.py"],
+            "args": ["--steps", "500"],
+            "env": {"HF_HOME": "/mnt/run/hub", "FINETUNE_CONFIG": "mine", "AWS_REGION": "mine", "LEVEL": "3"},
+        },
+    },
 }
 
 
@@ -63,6 +87,8 @@ def objects(name: str) -> dict[str, Mapping[str, Any]]:
         "job": manifests.job(run(name), attempt=2, settings=SETTINGS),
         "event": manifests.event(run(name), event),
     }
+    service = manifests.service(run(name))
+    found |= {} if service is None else {"service": service}
     created = run(name).spec
     assert created is not None
     return found if created.storage.claim_name else found | {"claim": manifests.claim(run(name))}
@@ -71,6 +97,11 @@ def objects(name: str) -> dict[str, Mapping[str, Any]]:
 def readable(manifest: Mapping[str, Any]) -> Any:
     """Plain JSON, with the trainer's configuration laid open."""
     plain = json.loads(json.dumps(manifest))
+    if manifest["kind"] == "Job":
+        notes = plain["spec"]["template"]["metadata"]["annotations"]
+        if custom.ANNOTATION in notes:
+            assert notes[custom.ANNOTATION] == Path(wrapper.__file__).read_text()
+            notes[custom.ANNOTATION] = "the file wrapper.py"
     for entry in environment(plain) if manifest["kind"] == "Job" else ():
         if entry["name"] == "FINETUNE_CONFIG":
             entry["value"] = {"json": json.loads(entry["value"])}
@@ -104,7 +135,7 @@ def test_a_job_passes_pod_security_restricted(name: str) -> None:
     assert pod["securityContext"]["runAsUser"] != 0
     assert pod["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
     kinds = {kind for volume in pod["volumes"] for kind in volume if kind != "name"}
-    assert kinds <= {"configMap", "emptyDir", "persistentVolumeClaim"}
+    assert kinds <= {"configMap", "downwardAPI", "emptyDir", "persistentVolumeClaim"}
     for container in pod["containers"]:
         context = container["securityContext"]
         assert context["allowPrivilegeEscalation"] is False
@@ -121,8 +152,7 @@ def test_a_pod_holds_no_credential_of_kubernetes_and_none_as_a_value(name: str) 
     assert "serviceAccountName" not in pod
     tokens = [entry for entry in environment(job) if "TOKEN" in entry["name"]]
     assert all(set(entry) == {"name", "valueFrom"} for entry in tokens)
-    assert "command" not in pod["containers"][0]
-    assert "args" not in pod["containers"][0]
+    assert ("command" in pod["containers"][0]) == ("args" in pod["containers"][0]) == (name == "custom")
 
 
 @pytest.mark.parametrize("name", RUNS)
@@ -184,8 +214,11 @@ def test_every_path_in_the_configuration_is_below_a_mount(name: str) -> None:
     job = objects(name)["job"]
     container = job["spec"]["template"]["spec"]["containers"][0]
     mounts = [mount["mountPath"] for mount in container["volumeMounts"]]
-    config = manifests.trainer_config(run(name), attempt=2)
-    paths = [config.run_path, config.dataset.train.path, *([config.model.path] if config.model.path else [])]
+    build = manifests.custom_config if name == "custom" else manifests.trainer_config
+    config = build(run(name), attempt=2)
+    assert config.dataset is not None
+    paths = [config.run_path, config.dataset.train.path]
+    paths += [config.model.path] if config.model is not None and config.model.path else []
     assert all(path and any(path == mount or path.startswith(f"{mount}/") for mount in mounts) for path in paths)
     assert {m["name"] for m in container["volumeMounts"]} == {
         v["name"] for v in job["spec"]["template"]["spec"]["volumes"]

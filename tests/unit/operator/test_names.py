@@ -3,7 +3,7 @@
 import re
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from finetune_operator import names
@@ -27,7 +27,6 @@ def test_names(found: str, expected: str) -> None:
     assert found == expected
 
 
-@settings(deadline=None)
 @given(RUN_NAMES, st.integers(1, 100_000))
 def test_names_of_jobs_and_claims_fit_a_label_and_are_the_same_every_time(run: str, attempt: int) -> None:
     for name in (names.job(run, attempt), names.claim(run, UID)):
@@ -35,7 +34,6 @@ def test_names_of_jobs_and_claims_fit_a_label_and_are_the_same_every_time(run: s
     assert names.job(run, attempt) == names.job(run, attempt)
 
 
-@settings(deadline=None)
 @given(RUN_NAMES, RUN_NAMES, st.integers(1, 100_000), st.integers(1, 100_000))
 def test_two_attempts_never_share_a_name(one: str, other: str, first: int, second: int) -> None:
     assert (names.job(one, first) == names.job(other, second)) == ((one, first) == (other, second))

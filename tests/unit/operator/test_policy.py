@@ -332,6 +332,12 @@ STORIES: list[Any] = [
         id="a spec that asks for what isn't built",
     ),
     pytest.param(
+        worlds.world(worlds.run({"resources.nodes": 2})),
+        policy.refuse_what_contradicts_itself,
+        Action.REFUSE,
+        id="several nodes with a volume of one",
+    ),
+    pytest.param(
         worlds.world(worlds.run({"model.uri": "run://nobody"})),
         policy.refuse_a_model_that_is_not_there,
         Action.REFUSE,

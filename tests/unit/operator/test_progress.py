@@ -3,7 +3,7 @@
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from finetune_api.snapshot import EventType, Snapshot
@@ -65,7 +65,6 @@ HAPPENINGS = st.builds(
 )
 
 
-@settings(deadline=None)
 @given(st.lists(HAPPENINGS, max_size=400))
 def test_a_history_is_bounded_ordered_and_has_each_event_once(happenings: list[Happening]) -> None:
     events: tuple[RunEvent, ...] = ()
@@ -101,7 +100,6 @@ SNAPSHOTS = st.builds(
 )
 
 
-@settings(deadline=None)
 @given(st.lists(SNAPSHOTS, max_size=20))
 def test_progress_never_goes_back_in_an_attempt_and_an_answer_read_twice_changes_nothing(said: list[Snapshot]) -> None:
     status = FineTuneRunStatus()

@@ -25,6 +25,7 @@ VALUES = {
     "bind_address": ("127.0.0.1", "127.0.0.1"),
     "health_port": ("0", 0),
     "metrics_port": ("9999", 9999),
+    "run_metrics_seconds": ("120", 120.0),
     "log_format": ("json", LogFormat.JSON),
 }
 

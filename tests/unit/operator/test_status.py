@@ -370,6 +370,13 @@ def test_an_older_answer_takes_nothing_back() -> None:
     assert again == now
 
 
+@pytest.mark.parametrize(
+    ("place", "told"), [(1, 1), (9, 9), (10, 10), (11, 20), (99, 100), (100, 100), (487, 500), (15_000, 20_000)]
+)
+def test_a_place_in_the_queue_is_told_to_one_digit(place: int, told: int) -> None:
+    assert status.rounded(place) == told
+
+
 def test_only_progress_is_not_material() -> None:
     now = compute(RUNNING)
     later = compute(dataclasses.replace(written(RUNNING, now), snapshot=worlds.snapshot(9)))

@@ -9,10 +9,6 @@ from finetune_operator.policy import Action
 from tests import worlds
 
 ASKED: dict[str, list[Any]] = {
-    "task": ["Custom"],
-    "storage.uploadUri": ["s3://models/support-bot"],
-    "resources.nodes": [2],
-    "resources.devicesPerNode": [8],
     "profile": ["a100-small"],
     "queue.name": ["team-a"],
     "tracking.mlflow": [{"trackingUri": "http://mlflow:5000"}],
@@ -66,7 +62,11 @@ def test_what_is_not_built_is_refused_by_name_and_with_a_way_out(field: str, val
         ("method.type", "Full"),
         ("method.type", "LoRA"),
         ("dataset.columns.prompt", "question"),
+        ("resources.nodes", 2),
+        ("resources.devicesPerNode", 8),
         ("storage.retain", "Delete"),
+        ("storage.uploadUri", "s3://models/support-bot"),
+        ("storage.mergeAdapter", True),
         ("trainer.image", "registry.example.com/trainer:2"),
         ("model.uri", "run://other/ep1-ba5"),
         ("queue.priority", -5),
@@ -82,9 +82,9 @@ def test_what_is_built_is_accepted(field: str, value: Any) -> None:
 
 
 def test_all_that_is_missing_is_told_at_once() -> None:
-    assert fields({"tracking.tensorBoard": True, "profile": "a100", "resources.nodes": 2}) == [
-        "spec.resources.nodes",
+    assert fields({"tracking.tensorBoard": True, "profile": "a100", "queue.name": "team-a"}) == [
         "spec.profile",
+        "spec.queue.name",
         "spec.tracking.tensorBoard",
     ]
 

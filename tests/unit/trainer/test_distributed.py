@@ -1,5 +1,6 @@
-"""Device, threads, and the one process that is allowed."""
+"""Device, threads, and which of several processes this is."""
 
+import os
 import queue
 import subprocess
 import sys
@@ -10,6 +11,7 @@ import pytest
 import torch
 
 from finetune_trainer import distributed
+from finetune_trainer.distributed import Nodes, Place
 from finetune_trainer.errors import ConfigInvalid
 from finetune_trainer.reporting import devices
 from finetune_trainer.reporting.metrics import DeviceSample
@@ -33,11 +35,53 @@ def test_without_cgroups_all_cpus_may_be_used(tmp_path: Path, monkeypatch: pytes
     assert distributed.usable_cpus(tmp_path / "missing") == 3
 
 
-def test_one_of_many_processes_is_refused() -> None:
-    distributed.refuse_several({})
-    distributed.refuse_several({"WORLD_SIZE": "1"})
-    with pytest.raises(ConfigInvalid, match="WORLD_SIZE is 2"):
-        distributed.refuse_several({"WORLD_SIZE": "2"})
+def test_processes_of_one_machine_share_its_cpus(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(8)))
+    counts = [distributed.usable_cpus(tmp_path / "none", {"LOCAL_WORLD_SIZE": str(n)}) for n in (1, 2, 3, 16)]
+    assert counts == [8, 4, 2, 1]
+
+
+def test_a_process_knows_its_place_from_what_torchrun_tells() -> None:
+    told = {"RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "4"}
+    assert Place.of(told) == Place(5, 8, 1, 4)
+    assert Place.of({}) == Place(0, 1, 0, 1)
+
+
+@pytest.mark.parametrize(
+    ("told", "says"),
+    [
+        ({"RANK": "2", "WORLD_SIZE": "2"}, "there can't be such a process"),
+        ({"RANK": "first", "WORLD_SIZE": "2"}, "must be numbers"),
+        ({"LOCAL_RANK": "1", "WORLD_SIZE": "2"}, "there can't be such a process"),
+    ],
+)
+def test_a_place_that_cannot_be_is_refused(told: dict[str, str], says: str) -> None:
+    with pytest.raises(ConfigInvalid, match=says):
+        Place.of(told)
+
+
+@pytest.mark.parametrize("told", [{"PET_NNODES": "2", "PET_NODE_RANK": "2"}, {"PET_NPROC_PER_NODE": "0"}])
+def test_a_node_that_cannot_be_is_refused(told: dict[str, str]) -> None:
+    with pytest.raises(ConfigInvalid, match="there can't be such a node"):
+        Nodes.of(told)
+
+
+def test_the_processes_of_all_nodes_are_counted_through() -> None:
+    second = Nodes.of({"PET_NNODES": "2", "PET_NPROC_PER_NODE": "4", "PET_NODE_RANK": "1"})
+    assert [second.place(n) for n in (0, 3)] == [Place(4, 8, 0, 4), Place(7, 8, 3, 4)]
+
+
+def test_the_one_process_of_a_node_takes_its_place(monkeypatch: pytest.MonkeyPatch) -> None:
+    names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+    for name in names:
+        monkeypatch.delenv(name, raising=False)
+    told = {"NNODES": "2", "NPROC_PER_NODE": "1", "NODE_RANK": "1", "MASTER_ADDR": "run-1-0.finetune-x"}
+    for name, value in {**told, "MASTER_PORT": "9402"}.items():
+        monkeypatch.setenv(f"PET_{name}", value)
+    distributed.take_place(os.environ)
+    assert [os.environ[name] for name in names] == ["1", "2", "0", "1", "run-1-0.finetune-x", "9402"]
+    for name in names:
+        monkeypatch.delenv(name)
 
 
 def test_cpu_is_taken_when_asked_for() -> None:
@@ -85,7 +129,7 @@ def test_the_use_of_the_cpu_is_that_of_the_last_minute(monkeypatch: pytest.Monke
 
 def test_torchrun_says_how_many_devices_train_together() -> None:
     assert distributed.device_count({}) == 1
-    assert distributed.device_count({"WORLD_SIZE": "4"}) == 4
+    assert distributed.device_count({"WORLD_SIZE": "4", "LOCAL_WORLD_SIZE": "4"}) == 4
 
 
 @pytest.mark.gpu

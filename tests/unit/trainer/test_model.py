@@ -16,7 +16,7 @@ from finetune_trainer.data import batch
 from finetune_trainer.data.dataset import Dataset
 from finetune_trainer.distributed import Device
 from finetune_trainer.errors import ConfigInvalid, NotFound
-from finetune_trainer.learning import model
+from finetune_trainer.learning import loss, model, outputlayer
 from finetune_trainer.sources import modelfolder
 from tests import tiny_model
 from tests.trainer_builders import parsed
@@ -34,6 +34,42 @@ def test_the_loss_is_that_of_transformers(tmp_path: Path, *, packing: bool) -> N
     ours = learner.loss(batch.build(data, records, packed=packing, device=learner.device)).detach()
     targets = batch.targets_in(data, records)
     assert float(ours / targets) == pytest.approx(_reference_loss(data, list(records)), abs=1e-5)
+
+
+@pytest.mark.parametrize("method", [NO_DROPOUT, FULL], ids=["LoRA", "full"])
+def test_the_loss_is_computed_in_the_output_layer_with_the_gradients_of_logits(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: dict[str, Any]
+) -> None:
+    monkeypatch.setitem(loss.PIECE, "cpu", 3_000)  # six rows
+    learner, data = _load(tmp_path, method)
+    tensors = batch.build(data, range(4), packed=learner.packed, device=learner.device)
+    gradients = []
+    for takes_losses in (True, False):
+        assert learner.head.takes_losses
+        monkeypatch.setattr(learner.head, "takes_losses", takes_losses)
+        for compute in (learner.loss, lambda given: learner.scores(given).square().sum()):
+            compute(tensors).backward()  # type: ignore[no-untyped-call]
+        gradients.append([weight.grad.clone() for weight in learner.trained.values() if weight.grad is not None])
+        learner.network.zero_grad()
+        monkeypatch.setattr(learner.head, "takes_losses", True)
+    assert gradients[0]
+    for one, other in zip(*gradients, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5 * float(other.abs().max()))
+
+
+def test_a_model_that_changes_its_logits_computes_the_loss_of_them(tmp_path: Path) -> None:
+    learner, _ = _load(tmp_path, NO_DROPOUT)
+    network = transformers.AutoModelForCausalLM.from_pretrained(tiny_model.build(), dtype=torch.float32)
+    plain = network.forward
+
+    def capped(**inputs: Any) -> Any:
+        found = plain(**inputs)
+        found.logits = 0.1 * torch.tanh(found.logits / 0.1)
+        return found
+
+    network.forward = capped
+    assert learner.head.takes_losses
+    assert not outputlayer.TargetsOnly(network).takes_losses
 
 
 def test_packed_logits_are_those_of_each_record_alone(tmp_path: Path) -> None:
@@ -94,9 +130,10 @@ def test_in_bf16_an_adapter_is_fp32_over_bf16_weights(tmp_path: Path) -> None:
     assert {weight.dtype for weight in learner.trained.values()} == {torch.float32}
     assert {w.dtype for w in learner.network.parameters() if not w.requires_grad} == {torch.bfloat16}
     tensors = batch.build(data, range(6), packed=True, device=learner.device)
-    loss = learner.loss(tensors).detach() / len(tensors.targets)
-    assert loss.dtype == torch.float32
-    assert float(loss) == pytest.approx(_reference_loss(data, list(range(6))), abs=0.02)
+    found = learner.loss(tensors).detach() / len(tensors.targets)
+    assert learner.head.takes_losses
+    assert found.dtype == torch.float32
+    assert float(found) == pytest.approx(_reference_loss(data, list(range(6))), abs=0.02)
 
 
 def test_in_bf16_full_weights_stay_fp32(tmp_path: Path) -> None:

@@ -119,25 +119,15 @@ def test_stopped_in_the_middle_of_a_step_it_leaves_the_step_to_the_next_attempt(
     assert _outcome(tmp_path / "killed") == _outcome(tmp_path / "whole")
 
 
-DAMAGE = {
-    "truncated": (lambda folder: _truncate(folder / "adapter_model.safetensors"), "bytes instead of"),
-    "one byte flipped": (lambda folder: _flip(folder / "optimizer.safetensors"), "has other content than"),
-    "a file deleted": (lambda folder: (folder / "rng.safetensors").unlink(), "rng.safetensors is missing"),
-    "no manifest": (lambda folder: (folder / "manifest.json").unlink(), "manifest.json is missing"),
-    "half a manifest": (lambda folder: _truncate(folder / "manifest.json"), "manifest.json can't be read"),
-    "emptied": (lambda folder: [path.unlink() for path in folder.iterdir()], "manifest.json is missing"),
-}
-
-
-@pytest.mark.parametrize(("damage", "said"), DAMAGE.values(), ids=DAMAGE)
-def test_a_damaged_checkpoint_is_named_and_the_one_before_is_taken(tmp_path: Path, damage: Any, said: str) -> None:
+def test_an_emptied_checkpoint_is_named_and_the_one_before_is_taken(tmp_path: Path) -> None:
+    """As where the volume's own repair has taken the files; each file spoiled in each way is in test_corruption."""
     config, kept = _stopped_run(tmp_path)
-    damage(kept[-1])
+    for path in kept[-1].iterdir():
+        path.unlink()
     attempt = trainer_process.run(_attempt(config, 2))
     message = _message(attempt.last_word(), EventType.RESUMED)
     assert message.startswith(f"Resumed from {kept[-2].name} ")
-    assert f"Passed over {kept[-1].name}: " in message
-    assert said in message
+    assert f"Passed over {kept[-1].name}: manifest.json is missing" in message
     assert _weights(tmp_path) == (tmp_path / "expected").read_text()
 
 
@@ -260,13 +250,3 @@ def _check_checkpoints(folder: Path) -> None:
             assert hashlib.sha256((manifest.parent / name).read_bytes()).hexdigest() == entry["sha256"]
     for found in (folder / "run" / "checkpoints").glob("ep*"):
         assert (found / "manifest.json").is_file()
-
-
-def _truncate(path: Path) -> None:
-    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-
-
-def _flip(path: Path) -> None:
-    content = bytearray(path.read_bytes())
-    content[len(content) // 2] ^= 1
-    path.write_bytes(content)

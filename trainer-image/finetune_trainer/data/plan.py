@@ -27,16 +27,19 @@ class Plan:
     lengths: tuple[int, ...]
     per_device: int
     accumulation: int
+    """Forward passes in one step, over all devices."""
     packing: bool
     seed: int
     duration: Duration
+    devices: int = 1
+    """That share the forward passes of a step."""
 
     @classmethod
-    def of(cls, training: Training, lengths: Sequence[int]) -> "Plan":
+    def of(cls, training: Training, lengths: Sequence[int], *, devices: int = 1) -> "Plan":
         """The plan for records of these lengths. Raises ConfigInvalid where the batch sizes contradict each other."""
-        per_device, accumulation = batch_sizes(training.batch_size)
+        per_device, accumulation = batch_sizes(training.batch_size, devices=devices)
         duration = Duration.parse(training.max_duration)
-        return cls(tuple(lengths), per_device, accumulation, training.packing, training.seed, duration)
+        return cls(tuple(lengths), per_device, accumulation, training.packing, training.seed, duration, devices)
 
     @property
     def steps_per_epoch(self) -> int:
@@ -83,16 +86,19 @@ class Plan:
         return sum(self.lengths[record] for micro in batch for record in micro)
 
 
-def batch_sizes(size: BatchSize) -> tuple[int, int]:
-    """Records in one forward pass, and forward passes in one step."""
+def batch_sizes(size: BatchSize, *, devices: int = 1) -> tuple[int, int]:
+    """Records in one forward pass, and forward passes of all devices in one step."""
     per_device = AUTO_PER_DEVICE if size.per_device == "Auto" else size.per_device
     if size.global_ is None:
-        return per_device, size.gradient_accumulation_steps or 1
-    if size.per_device == "Auto":
-        per_device = next(n for n in range(min(per_device, size.global_), 0, -1) if size.global_ % n == 0)
-    if size.global_ % per_device:
+        return per_device, (size.gradient_accumulation_steps or 1) * devices
+    if size.per_device == "Auto" and size.global_ % devices == 0:
+        share = size.global_ // devices
+        per_device = next(n for n in range(min(per_device, share), 0, -1) if share % n == 0)
+    if size.global_ % (per_device * devices):
+        over = f" on {devices} devices" if devices > 1 else ""
         raise ConfigInvalid(
-            f"training.batchSize.global {size.global_} is not a multiple of perDevice {per_device}; change one of them"
+            f"training.batchSize.global {size.global_} is not a multiple of perDevice {per_device}{over};"
+            " change one of them"
         )
     return per_device, size.global_ // per_device
 

@@ -1,23 +1,18 @@
-"""The LoRA adapter: peft's layers and file format, with a leaner forward pass of the same mathematics.
-
-peft scales and adds matrices of the layer's full width; here the scale goes to the narrow one between, and the sum into
-the matrix product. On CPU that is a tenth of a step. DoRA and quantized layers keep peft's own forward pass.
-"""
+"""The LoRA adapter: peft's layers and file format, with the leaner pass of `lora` where that is possible."""
 
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from types import MethodType
 from typing import Any
 
 import peft
 import torch
-from peft.tuners.lora.layer import Linear
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from finetune_api.method import Lora, LoraBias
 from finetune_trainer.errors import ConfigInvalid, NotFound
+from finetune_trainer.learning import lora
 
 NAME = "default"
 ALL_LINEAR = "all-linear"
@@ -102,23 +97,11 @@ def _attached(network: Any, settings: peft.LoraConfig, adapter: Lora, seed: int)
         raise ConfigInvalid(
             f"method.lora.targetModules {', '.join(adapter.target_modules)}: {error}; {_linear_layers(network)}"
         ) from error
-    for module in adapted.modules():
-        if type(module) is Linear and not module.lora_bias[NAME] and NAME not in module.lora_variant:
-            module.forward = MethodType(_forward, module)  # type: ignore[method-assign]
+    lora.install(adapted, NAME)
     for weight in adapted.parameters():
         if weight.requires_grad:
             weight.data = weight.data.float()  # biases come in the frozen weights' format
     return adapted
-
-
-def _forward(layer: Any, inputs: torch.Tensor) -> torch.Tensor:
-    """The layer's output plus B(A(inputs)) x scale; autocast, if any, chooses the number format."""
-    plain: torch.Tensor = layer.base_layer(inputs)
-    if layer.disable_adapters:
-        return plain
-    narrow = layer.lora_A[NAME](layer.lora_dropout[NAME](inputs)) * layer.scaling[NAME]
-    wide = torch.addmm(plain.flatten(0, -2), narrow.flatten(0, -2), layer.lora_B[NAME].weight.t())
-    return wide.view_as(plain)
 
 
 def _refuse_unknown_names(network: Any, names: tuple[str, ...]) -> None:

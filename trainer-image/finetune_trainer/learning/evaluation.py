@@ -99,12 +99,11 @@ def mean_loss(objective: Objective, *, at_once: int, stop_requested: Callable[[]
     lengths = objective.data.lengths
     order = sorted(range(len(lengths)), key=lambda record: -lengths[record])
     total = torch.zeros((), dtype=torch.float64, device=objective.learner.device)
-    units = 0
+    ranks = objective.learner.ranks
     with objective.learner.only_looking():
-        for start in range(0, len(order), at_once):
+        for records, counts in ranks.share([order[start : start + at_once] for start in range(0, len(order), at_once)]):
             if stop_requested():
                 return None
-            records = order[start : start + at_once]
-            total += objective.loss(records).double()
-            units += objective.units(records)
-    return float(total) / units
+            total += objective.loss(records).double() * counts
+    ranks.sum(total)
+    return float(total) / objective.units(order)

@@ -8,7 +8,8 @@ import logging
 import warnings
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,8 @@ from finetune_api.trainer_config import TrainerConfig
 from finetune_trainer.data import batch
 from finetune_trainer.distributed import Device
 from finetune_trainer.errors import NotFound
-from finetune_trainer.learning import adapter, attention, quantization
+from finetune_trainer.learning import adapter, attention, loss, outputlayer, quantization, sharding
+from finetune_trainer.ranks import Ranks
 from finetune_trainer.sources.modelfolder import ModelFolder
 
 logger = logging.getLogger(__name__)
@@ -46,7 +48,23 @@ class Learner:
     """Whether activations are computed again in the backward pass."""
     stored_dtype: torch.dtype
     """How the source stores its weights, and so how full weights are stored in the output."""
-    head: "_TargetsOnly"
+    head: outputlayer.TargetsOnly
+    ranks: Ranks = field(default_factory=Ranks)
+    """Those who train it together."""
+
+    @property
+    def spread(self) -> bool:
+        """Whether each process has only a part of the weights."""
+        return self.full and self.ranks.place.size > 1
+
+    @property
+    def mean_of(self) -> int:
+        """Of how many gradients the backward pass makes the mean."""
+        return self.ranks.place.size if self.spread else 1
+
+    def failing_together(self) -> AbstractContextManager[None]:
+        """What fails in this block fails for all, where the processes don't wait for each other in its middle."""
+        return nullcontext() if self.spread else self.ranks.failing_together()
 
     @property
     def trained(self) -> dict[str, torch.nn.Parameter]:
@@ -55,11 +73,16 @@ class Learner:
 
     def loss(self, tensors: batch.Tensors) -> torch.Tensor:
         """The loss, summed over the targets."""
+        if self.head.takes_losses:
+            return self._through_head(tensors, partial(loss.summed, targets=tensors.targets))
         return functional.cross_entropy(self._logits(tensors), tensors.targets, reduction="sum")
 
     def scores(self, tensors: batch.Tensors) -> torch.Tensor:
         """The log-probability of each row's targets, summed over the row."""
-        losses = functional.cross_entropy(self._logits(tensors), tensors.targets, reduction="none")
+        if self.head.takes_losses:
+            losses = self._through_head(tensors, partial(loss.each, targets=tensors.targets))
+        else:
+            losses = functional.cross_entropy(self._logits(tensors), tensors.targets, reduction="none")
         return -torch.stack([row.sum() for row in torch.split(losses, list(tensors.counts))])
 
     @contextmanager
@@ -75,10 +98,14 @@ class Learner:
             self.network.train(trains)
 
     def _logits(self, tensors: batch.Tensors) -> torch.Tensor:
-        with self._autocast():
+        return self.head.picked(self._through_head(tensors, None)).float()
+
+    def _through_head(self, tensors: batch.Tensors, computes: outputlayer.Computes | None) -> torch.Tensor:
+        """What the output layer gives, or what it computes instead of logits."""
+        with self._autocast(), self.head.computing(computes):
             self.head.positions = tensors.positions
-            logits = self.network(**tensors.inputs, use_cache=False).logits
-        return self.head.picked(logits).float()
+            found: torch.Tensor = self.network(**tensors.inputs, use_cache=False).logits
+        return found
 
     def _autocast(self) -> AbstractContextManager[Any]:
         return torch.autocast(self.device.type, torch.bfloat16) if self.precision == Precision.BF16 else nullcontext()
@@ -100,47 +127,40 @@ def _size(weight: torch.nn.Parameter) -> int:
     return weight.numel() if packed is None else torch.Size(packed.shape).numel()
 
 
-class _TargetsOnly:
-    """Lets the output layer compute only where something is learned: a large vocabulary costs most of the memory."""
-
-    positions: torch.Tensor
-
-    def __init__(self, network: Any) -> None:
-        layer = network.get_output_embeddings()
-        if layer is not None:
-            layer.register_forward_pre_hook(self._pick)
-
-    def picked(self, logits: torch.Tensor) -> torch.Tensor:
-        """The logits at the positions, for models whose output layer is none of its own too."""
-        flat = logits.flatten(0, -2)
-        return flat if len(flat) == len(self.positions) else flat[self.positions]
-
-    def _pick(self, _layer: torch.nn.Module, arguments: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
-        hidden, *rest = arguments
-        return (hidden.flatten(0, -2)[self.positions][None], *rest)
-
-
 def load(
-    folder: ModelFolder, config: TrainerConfig, device: Device, *, most_tokens: int, checkpoint: Path | None = None
+    folder: ModelFolder,
+    config: TrainerConfig,
+    device: Device,
+    *,
+    most_tokens: int,
+    checkpoint: Path | None = None,
+    ranks: Ranks | None = None,
 ) -> Learner:
     """The model, ready to train; full weights from `checkpoint` if there is one. Raises NotFound, ConfigInvalid.
 
-    `most_tokens` is what the largest forward pass holds.
+    `most_tokens` is what the largest forward pass holds. Of several `ranks` each has all weights, or a part of all if
+    all are trained.
     """
     wanted, training = config.method.adapter, config.training
+    ranks = ranks or Ranks()
+    spread = wanted is None and ranks.place.size > 1
     precision = choose_precision(training.precision, device)
     place = torch.device(device.kind)
     _prepare_torch(device, deterministic=training.deterministic)
     frozen_dtype = torch.bfloat16 if precision == Precision.BF16 and wanted is not None else torch.float32
     quantized = quantization.options(config.method, frozen_dtype, place)
     network = _load_network(folder, checkpoint if wanted is None else None, dtype=frozen_dtype, **quantized)
-    network = network if quantized else network.to(place)
+    at_first = torch.device("cpu") if spread else place
+    network = network if quantized else network.to(at_first)
     quantization.keep_differentiable(network)
-    packed = training.packing and _can_pack(network, place)
+    packed = training.packing and _can_pack(network, at_first)
     if training.packing and not packed:
         logger.warning("this model can't keep packed records apart: records are padded instead")
     if wanted is not None:
         network = _with_adapter(network, config, wanted)
+    head = outputlayer.TargetsOnly(network)
+    if spread:
+        sharding.spread(network, ranks, place)
     recomputes = _recomputes(network, training.gradient_checkpointing, precision, most_tokens)
     if recomputes:
         network.activation_checkpointing_enable({"use_reentrant": False})
@@ -154,7 +174,8 @@ def load(
         bits=quantization.bits(config.method),
         recomputes=recomputes,
         stored_dtype=_stored_dtype(folder),
-        head=_TargetsOnly(network),
+        head=head,
+        ranks=ranks,
     )
 
 
@@ -214,7 +235,7 @@ def _recomputes(network: Any, wanted: Switch, precision: Precision, most_tokens:
     if wanted != Switch.AUTO or network.device.type != "cuda":
         return wanted == Switch.ENABLED
     text = network.config.get_text_config()
-    bytes_each = 40 if precision == Precision.BF16 else 80  # a token, layer and hidden unit; roughly, for gated MLPs
+    bytes_each = 50 if precision == Precision.BF16 else 90  # a token, layer and hidden unit; docs/trainer-speed.md
     return bool(most_tokens * text.num_hidden_layers * text.hidden_size * bytes_each > torch.cuda.mem_get_info()[0] / 2)
 
 
@@ -235,18 +256,13 @@ def _can_pack(network: Any, device: torch.device) -> bool:
                 segments=PROBE_LENGTHS,
                 use_cache=False,
             ).logits[0]
-            apart = bool((alone - together).abs().max() < _tolerance(alone))
+            apart = bool((alone - together).abs().max() < outputlayer.tolerance(alone))
         except Exception as error:  # noqa: BLE001 - whatever a model's code can't do with this, padding can
             logger.info("packing was tried and failed: %s", error)
             apart = False
     if not apart:
         network.set_attn_implementation(before)
     return apart
-
-
-def _tolerance(logits: torch.Tensor) -> float:
-    """How far logits may differ by rounding alone."""
-    return float(logits.float().std()) * (1e-3 if logits.dtype == torch.float32 else 0.15)
 
 
 def _stored_dtype(folder: ModelFolder) -> torch.dtype:

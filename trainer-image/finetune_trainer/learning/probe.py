@@ -16,6 +16,7 @@ from finetune_trainer import memory
 from finetune_trainer.data import batch
 from finetune_trainer.data.plan import MicroBatch, Plan
 from finetune_trainer.errors import OutOfMemory
+from finetune_trainer.learning import lora, sharding
 from finetune_trainer.learning.objective import Objective
 from finetune_trainer.reporting import journal
 
@@ -32,7 +33,8 @@ BACKWARD = 1.75
 def split(plan: Plan, per_device: int) -> Plan:
     """The same steps in forward passes of at most `per_device` records."""
     together = plan.per_device * plan.accumulation
-    size = next(n for n in range(min(per_device, together), 0, -1) if together % n == 0)
+    share = together // plan.devices
+    size = next(n for n in range(min(per_device, share), 0, -1) if share % n == 0)
     return replace(plan, per_device=size, accumulation=together // size)
 
 
@@ -44,14 +46,15 @@ def fit(objective: Objective, plan: Plan, *, free: Callable[[], int] = memory.fr
     on_cuda = objective.learner.device.type == "cuda"
     fits = _Trial(objective) if on_cuda else _Reckoning(objective, plan, free)
     size = plan.per_device * plan.accumulation if on_cuda else plan.per_device
+    sharing = 1 if on_cuda else objective.learner.ranks.place.local_size
     while True:
         candidate = split(plan, size)
         largest = largest_micro_batch(candidate, objective)
-        needed, left = fits.needed(largest), fits.free()
+        needed, left = fits.needed(largest), fits.free() // sharing
         tokens = batch.cost(objective.data, largest, packed=objective.learner.packed)
         told = f"{_count(candidate.per_device)} in a forward pass, {tokens:,} tokens at most: {_gib(needed)} GiB needed"
         journal.event(logger, "MEMORY_PROBED", f"{told}, {_gib(left)} GiB free", needed=needed, free=left)
-        if needed is not None and needed <= left * SPARE:
+        if not objective.learner.ranks.any(needed is None or needed > left * SPARE):
             return candidate
         if candidate.per_device == 1:
             raise OutOfMemory(
@@ -110,7 +113,7 @@ class _Reckoning:
 
     def needed(self, records: MicroBatch) -> int | None:
         """Activations, gradients and optimizer state."""
-        gradients = sum(weight.nbytes for weight in self._objective.learner.trained.values())
+        gradients = sum(sharding.here(weight).nbytes for weight in self._objective.learner.trained.values())
         return int(self.activations(records) * BACKWARD) + gradients + _optimizer_bytes(self._objective)
 
     def activations(self, records: MicroBatch) -> float:
@@ -123,7 +126,7 @@ class _Reckoning:
 
 def _kept(objective: Objective, records: MicroBatch) -> int:
     """The bytes that are kept for the backward pass of these records; weights are there anyway."""
-    weights = {weight.untyped_storage().data_ptr() for weight in objective.learner.network.parameters()}
+    weights = {sharding.here(weight).untyped_storage().data_ptr() for weight in objective.learner.network.parameters()}
     kept: dict[int, int] = {}
 
     def keep(tensor: torch.Tensor) -> torch.Tensor:
@@ -139,12 +142,13 @@ def _kept(objective: Objective, records: MicroBatch) -> int:
 
 def _optimizer_bytes(objective: Objective) -> int:
     """Two moments for each number that is trained."""
-    return sum(2 * weight.nbytes for weight in objective.learner.trained.values())
+    return sum(2 * sharding.here(weight).nbytes for weight in objective.learner.trained.values())
 
 
 def _let_go(objective: Objective) -> None:
     for weight in objective.learner.trained.values():
         weight.grad = None
+    lora.forget(objective.learner.network)
     gc.collect()
     if objective.learner.device.type == "cuda":
         torch.cuda.empty_cache()

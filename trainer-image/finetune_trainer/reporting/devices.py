@@ -1,10 +1,13 @@
 """Watches how busy and how full the device and the CPU are, from a thread: by NVML and by the system's own accounts."""
 
 import logging
+import resource
 import threading
 import time
 from collections import deque
 from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import psutil
 
@@ -15,6 +18,7 @@ logger = logging.getLogger(__name__)
 
 INTERVAL_SECONDS = 2.0
 WINDOW_SECONDS = 60.0
+MEMORY_LIMIT = Path("/sys/fs/cgroup/memory.max")
 
 Probe = Callable[[], metrics.DeviceSample]
 
@@ -79,15 +83,30 @@ class _Mean:
 
 def _cpu_probe(cpu: _CpuClock) -> Probe:
     process = psutil.Process()
-    total = psutil.virtual_memory().total
+    total = usable_memory()
 
     def probe() -> metrics.DeviceSample:
         used = process.memory_info().rss
+        most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
         return metrics.DeviceSample(
-            device="cpu", utilization=None, cpu_cores=cpu.cores(), memory_used=used, memory_total=total
+            device="cpu",
+            utilization=None,
+            cpu_cores=cpu.cores(),
+            memory_used=used,
+            memory_peak=max(used, most),
+            memory_total=total,
         )
 
     return probe
+
+
+def usable_memory(limit: Path = MEMORY_LIMIT) -> int:
+    """Bytes that the container may use: its cgroup's limit, else all of the machine's."""
+    total: int = psutil.virtual_memory().total
+    try:
+        return min(total, int(limit.read_text()))
+    except (OSError, ValueError):  # no cgroup of one's own, or "max"
+        return total
 
 
 def _nvml_probe(cpu: _CpuClock) -> Probe:
@@ -105,15 +124,27 @@ def _nvml_probe(cpu: _CpuClock) -> Probe:
 
     def probe() -> metrics.DeviceSample:
         rates, memory = pynvml.nvmlDeviceGetUtilizationRates(handle), pynvml.nvmlDeviceGetMemoryInfo(handle)
+        milliwatts = _if_told(pynvml, pynvml.nvmlDeviceGetPowerUsage, handle)
         return metrics.DeviceSample(
             device="0",
             utilization=busy.of(rates.gpu / 100),
             cpu_cores=cpu.cores(),
             memory_used=memory.used,
+            memory_peak=torch.cuda.max_memory_reserved(0),
             memory_total=memory.total,
+            power_watts=None if milliwatts is None else milliwatts / 1000,
+            temperature_celsius=_if_told(pynvml, pynvml.nvmlDeviceGetTemperature, handle, pynvml.NVML_TEMPERATURE_GPU),
         )
 
     return probe
+
+
+def _if_told(pynvml: Any, ask: Callable[..., float], *about: object) -> float | None:
+    """A figure that not every device or driver tells."""
+    try:
+        return ask(*about)
+    except pynvml.NVMLError:
+        return None
 
 
 def _torch_probe(cpu: _CpuClock) -> Probe:
@@ -122,7 +153,12 @@ def _torch_probe(cpu: _CpuClock) -> Probe:
     def probe() -> metrics.DeviceSample:
         free, total = torch.cuda.mem_get_info(0)
         return metrics.DeviceSample(
-            device="0", utilization=None, cpu_cores=cpu.cores(), memory_used=total - free, memory_total=total
+            device="0",
+            utilization=None,
+            cpu_cores=cpu.cores(),
+            memory_used=total - free,
+            memory_peak=torch.cuda.max_memory_reserved(0),
+            memory_total=total,
         )
 
     return probe

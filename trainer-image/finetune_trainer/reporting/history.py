@@ -9,6 +9,7 @@ import json
 import logging
 import math
 import os
+import socket
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -35,7 +36,7 @@ def take(config: TrainerConfig) -> None:
     """
     folder = Path(config.run_path)
     folder.mkdir(parents=True, exist_ok=True)
-    trial = folder / f".{OWNER}-{config.run.uid}"
+    trial = folder / f".{OWNER}-{config.run.uid}-{socket.gethostname()}-{os.getpid()}"
     trial.write_text(config.run.model_dump_json(by_alias=True, exclude={"attempt"}), encoding="utf-8")
     with contextlib.suppress(FileExistsError):
         os.link(trial, folder / OWNER)  # appears whole, and only if there is none
@@ -62,10 +63,12 @@ def finished(config: TrainerConfig) -> Snapshot | None:
 class History:
     """The file with the steps of a run. Trouble with it is told once and never ends a training."""
 
-    def __init__(self, run_path: Path, *, steps_done: int) -> None:
-        """Go on after `steps_done` steps; what is there beyond is dropped."""
+    def __init__(self, run_path: Path, *, steps_done: int, writes: bool = True) -> None:
+        """Go on after `steps_done` steps; what is there beyond is dropped. Of several processes one alone `writes`."""
         self._folder = run_path / FOLDER
-        self._broken = False
+        self._broken = not writes
+        if not writes:
+            return
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
             for path in self.files:

@@ -53,11 +53,11 @@ class Journal(logging.Handler):
                 return
 
 
-def open_journal() -> Journal:
-    """Send everything that is logged, by libraries too, to stdout as JSON."""
+def open_journal(*, quiet: bool = False) -> Journal:
+    """Send everything that is logged, by libraries too, to stdout as JSON. If `quiet`, only what is wrong."""
     journal = Journal()
     logging.basicConfig(level=logging.WARNING, handlers=[journal], force=True)
-    logging.getLogger("finetune_trainer").setLevel(logging.INFO)
+    logging.getLogger("finetune_trainer").setLevel(logging.WARNING if quiet else logging.INFO)
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it tells of kernels that nobody asked for
     logging.captureWarnings(True)
     warnings.simplefilter("ignore", FutureWarning)  # what a library's next version changes is for its callers' authors

@@ -45,7 +45,16 @@ cpu_utilization = Gauge(
 device_memory_used = Gauge(
     "finetune_trainer_device_memory_used_bytes", "Memory used on the device; on CPU the process's own.", ["device"]
 )
-device_memory_total = Gauge("finetune_trainer_device_memory_total_bytes", "Memory of the device.", ["device"])
+device_memory_peak = Gauge(
+    "finetune_trainer_device_memory_peak_bytes",
+    "Most memory that this process has held on the device; on CPU its largest resident memory.",
+    ["device"],
+)
+device_memory_total = Gauge(
+    "finetune_trainer_device_memory_total_bytes", "Memory of the device; on CPU what the container may use.", ["device"]
+)
+device_power = Gauge("finetune_trainer_device_power_watts", "Power that the device draws.", ["device"])
+device_temperature = Gauge("finetune_trainer_device_temperature_celsius", "Temperature of the device.", ["device"])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,6 +68,10 @@ class DeviceSample:
     """CPU cores that this process and its children kept busy."""
     memory_used: int
     memory_total: int
+    memory_peak: int | None = None
+    """Most that this process has held."""
+    power_watts: float | None = None
+    temperature_celsius: float | None = None
 
 
 def describe(config: TrainerConfig, *, device: str) -> None:
@@ -81,6 +94,13 @@ def record_device(sample: DeviceSample) -> None:
         device_utilization.labels(sample.device).set(sample.utilization)
     if sample.cpu_cores is not None:
         cpu_utilization.set(sample.cpu_cores)
+    for gauge, value in (
+        (device_memory_peak, sample.memory_peak),
+        (device_power, sample.power_watts),
+        (device_temperature, sample.temperature_celsius),
+    ):
+        if value is not None:
+            gauge.labels(sample.device).set(value)
     device_memory_used.labels(sample.device).set(sample.memory_used)
     device_memory_total.labels(sample.device).set(sample.memory_total)
 

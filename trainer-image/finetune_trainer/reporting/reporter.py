@@ -72,6 +72,8 @@ class Extent:
     steps: int
     tokens: int
     in_tokens: bool
+    devices: int = 1
+    """That train together."""
 
 
 class Reporter:
@@ -175,8 +177,8 @@ class Reporter:
         """The complete checkpoints there are now, oldest first."""
         self._update(checkpoints=saved[-100:])
 
-    def checkpoint_saved(self, saved: SavedCheckpoint, *, seconds: float) -> None:
-        """A checkpoint is complete."""
+    def checkpoint_saved(self, saved: SavedCheckpoint, *, seconds: float, stalled: float = 0.0) -> None:
+        """A checkpoint is complete; for so many of the `seconds` the training stood still."""
         self.cured(CHECKPOINT_FAILED)
         self.cured(MEMORY_FULL)  # the smaller forward passes are kept with it
         metrics.checkpoint_duration.observe(seconds)
@@ -187,6 +189,7 @@ class Reporter:
             EventType.CHECKPOINT_SAVED.value,
             f"checkpoint {saved.name} saved",
             seconds=round(seconds, 3),
+            stalledSeconds=round(stalled, 4),
             bytes=saved.size_bytes,
             sha256=saved.sha256,
         )
@@ -227,21 +230,14 @@ class Reporter:
 
     def write_last_word(self) -> None:
         """Leave the snapshot where the kubelet reads it."""
-        named = os.environ.get(LAST_WORD_VARIABLE)
-        target = Path(named) if named else KUBELETS_FILE
-        if not named and not target.exists():  # not in a pod
-            return
-        try:
-            target.write_text(self.snapshot().last_word(), encoding="utf-8")
-        except OSError as error:
-            logger.warning("the last word can't be written to %s: %s", target, error)
+        leave_last_word(self.snapshot())
 
     def _update(self, **changes: object) -> None:
         with self._lock:
             self._now = self._now.model_copy(update=changes)
 
     def _progress(self, step: Step, rate: float) -> TrainProgress:
-        left = max(self._extent.tokens - self._tokens, 0)
+        left, before = max(self._extent.tokens - self._tokens, 0), self._now.progress
         return TrainProgress(
             epoch=step.epoch,
             total_epochs=self._extent.epochs,
@@ -254,9 +250,10 @@ class Reporter:
             loss=step.loss,
             learning_rate=step.learning_rate,
             grad_norm=step.grad_norm,
-            tokens_per_second_per_device=round(rate, 1),
+            tokens_per_second_per_device=round(rate / self._extent.devices, 1),
             last_step_time=self._clock(),
-            eval_loss=None if self._now.progress is None else self._now.progress.eval_loss,
+            step_seconds=round(((before and before.step_seconds) or 0.0) + step.seconds, 3),
+            eval_loss=None if before is None else before.eval_loss,
         ).model_copy(update=self._device_fields())
 
     def _device_fields(self) -> dict[str, float | int | None]:
@@ -268,6 +265,18 @@ class Reporter:
             "cpu_utilization": sample.cpu_cores,
             "device_memory_bytes": sample.memory_used,
         }
+
+
+def leave_last_word(word: Snapshot) -> None:
+    """Write the termination message."""
+    named = os.environ.get(LAST_WORD_VARIABLE)
+    target = Path(named) if named else KUBELETS_FILE
+    if not named and not target.exists():  # not in a pod
+        return
+    try:
+        target.write_text(word.last_word(), encoding="utf-8")
+    except OSError as error:
+        logger.warning("the last word can't be written to %s: %s", target, error)
 
 
 def _record(step: Step, *, rate: float, ratio: float) -> None:

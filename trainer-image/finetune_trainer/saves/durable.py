@@ -27,7 +27,7 @@ class Damaged(Exception):
 def new_folder(target: Path) -> Iterator[Path]:
     """A folder to fill. It takes the place of `target` if the block ends well, and leaves no trace if it doesn't."""
     target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.parent / f"{_NEW}{target.name}"
+    temporary = unfinished(target)
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir()
     try:
@@ -39,24 +39,27 @@ def new_folder(target: Path) -> Iterator[Path]:
         raise
 
 
+def unfinished(target: Path) -> Path:
+    """Where `new_folder` lies until it is whole."""
+    return target.parent / f"{_NEW}{target.name}"
+
+
 def write_manifest(folder: Path, facts: Mapping[str, Any]) -> None:
-    """List the folder's files, all of them safe on disk, with size and sha256, beside some facts."""
+    """List the folder's files, all of them safe on disk, with size and sha256, beside some facts, and sign it."""
     files = [path for path in sorted(folder.rglob("*")) if path.is_file()]
     for path in files:
         _sync(path)
     listed = {str(path.relative_to(folder)): {"size": path.stat().st_size, "sha256": sha256(path)} for path in files}
-    (folder / MANIFEST).write_text(json.dumps({**facts, "files": listed}, indent=1) + "\n", encoding="utf-8")
+    (folder / MANIFEST).write_text(_signed({**facts, "files": listed}), encoding="utf-8")
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
     """The manifest, if every file it lists is there with its size. Raises Damaged."""
+    manifest = _read(folder / MANIFEST)
     try:
-        manifest: dict[str, Any] = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
         sizes = {name: int(entry["size"]) for name, entry in manifest["files"].items()}
-    except FileNotFoundError as error:
-        raise Damaged(f"{MANIFEST} is missing") from error
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise Damaged(f"{MANIFEST} can't be read") from error
+    except (KeyError, ValueError, TypeError, AttributeError) as error:
+        raise Damaged(f"{MANIFEST} lists no files") from error
     for name, size in sizes.items():
         path = folder / name
         if not path.is_file():
@@ -67,7 +70,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
 
 
 def verify(folder: Path) -> dict[str, Any]:
-    """The manifest, if every file has the content it lists. Raises Damaged."""
+    """The manifest, if every file has the content it lists, and there is no other. Raises Damaged."""
     manifest = read_manifest(folder)
     for name, entry in manifest["files"].items():
         try:
@@ -76,6 +79,10 @@ def verify(folder: Path) -> dict[str, Any]:
             raise Damaged(f"{name} can't be read: {error.strerror}") from error
         if not same:
             raise Damaged(f"{name} has other content than when it was saved")
+    there = {str(path.relative_to(folder)) for path in folder.rglob("*") if not path.is_dir()}
+    unknown = sorted(there - manifest["files"].keys() - {MANIFEST})
+    if unknown:  # a library that loads the folder might take it for a part
+        raise Damaged(f"{unknown[0]} has been added to it")
     return manifest
 
 
@@ -120,6 +127,27 @@ def sha256(path: Path) -> str:
 def folder_size(folder: Path) -> int:
     """Bytes of all files below."""
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+
+
+def _signed(manifest: Mapping[str, Any]) -> str:
+    """Its text, with the digest of all else in it as the last entry."""
+    digest = hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
+    return json.dumps({**manifest, "sha256": digest}, indent=1) + "\n"
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """A manifest that is as it was written, byte for byte. Raises Damaged."""
+    try:
+        text = path.read_text(encoding="utf-8")
+        manifest: dict[str, Any] = json.loads(text)
+        unsigned = {key: value for key, value in manifest.items() if key != "sha256"}
+    except FileNotFoundError as error:
+        raise Damaged(f"{MANIFEST} is missing") from error
+    except (OSError, ValueError, AttributeError) as error:
+        raise Damaged(f"{MANIFEST} can't be read") from error
+    if text != _signed(unsigned):
+        raise Damaged(f"{MANIFEST} has other content than when it was saved")
+    return unsigned
 
 
 def _publish(temporary: Path, target: Path) -> None:

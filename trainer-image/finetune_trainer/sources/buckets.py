@@ -5,7 +5,8 @@ Credentials come from the environment, and never into a message.
 
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
@@ -50,7 +51,7 @@ def below(patterns: tuple[str, ...]) -> Callable[[str], bool]:
 def _fetch(place: Uri, uri: str, wanted: Callable[[str], bool], what: str) -> Path:
     from pyarrow import fs
 
-    store, folder = _store(place), folder_for(uri)
+    store, folder = connect(place), folder_for(uri)
     path = f"{place.name}/{place.path}".rstrip("/")
     if store.get_file_info(path).type == fs.FileType.File:
         target = folder / path.rpartition("/")[2]
@@ -113,50 +114,79 @@ def _pairs(metadata: Any) -> list[tuple[bytes, bytes]]:
     return [(k.encode() if isinstance(k, str) else k, v.encode() if isinstance(v, str) else v) for k, v in pairs]
 
 
-def _store(place: Uri) -> Any:
+def connect(place: Uri, keys: Mapping[str, str] = os.environ, *, field: str = "dataset.credentials") -> Any:
+    """The client of a place's store, with keys by the names of the environment; `field` is where they come from."""
     from pyarrow import fs
 
     if place.scheme == Scheme.S3:
-        endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or None
-        region = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION") or None
+        endpoint = keys.get("AWS_ENDPOINT_URL_S3") or keys.get("AWS_ENDPOINT_URL") or None
+        region = keys.get("AWS_REGION") or keys.get("AWS_DEFAULT_REGION") or None
         trusted = os.environ.get("AWS_CA_BUNDLE") or os.environ.get("SSL_CERT_FILE") or None
         if region is None:
             region = "us-east-1" if endpoint else fs.resolve_s3_region(place.name)
-        return fs.S3FileSystem(endpoint_override=endpoint, region=region, tls_ca_file_path=trusted)
+        named = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN")
+        access, secret, session = (keys.get(name) or None for name in named)
+        return fs.S3FileSystem(
+            access_key=access if secret else None,
+            secret_key=secret if access else None,
+            session_token=session if access and secret else None,
+            endpoint_override=endpoint,
+            region=region,
+            tls_ca_file_path=trusted,
+        )
     endpoint = os.environ.get("STORAGE_EMULATOR_HOST")
     if endpoint:  # what Google's own libraries read, for tests
         return fs.GcsFileSystem(anonymous=True, scheme="http", endpoint_override=endpoint.partition("://")[2])
-    _offer_service_account()
-    return fs.GcsFileSystem()
+    with _service_account(keys, field):
+        return fs.GcsFileSystem()
 
 
-def _offer_service_account() -> None:
-    """Google's library wants the key as a file: give it one that is in memory only."""
-    key = os.environ.get("GOOGLE_SERVICE_ACCOUNT_JSON")
-    if not key or os.environ.get("GOOGLE_APPLICATION_CREDENTIALS"):
+@contextmanager
+def _service_account(keys: Mapping[str, str], field: str) -> Iterator[None]:
+    """Google's library wants the key as a file: give it one that is in memory only, while the client is made."""
+    key, before = keys.get("GOOGLE_SERVICE_ACCOUNT_JSON"), os.environ.get("GOOGLE_APPLICATION_CREDENTIALS")
+    if not key or (before and keys is os.environ):
+        yield
         return
     try:
         json.loads(key)
     except ValueError as error:
-        raise ConfigInvalid("dataset.credentials: GOOGLE_SERVICE_ACCOUNT_JSON is not JSON") from error
-    file = os.memfd_create("service-account")
+        raise ConfigInvalid(f"{field}: GOOGLE_SERVICE_ACCOUNT_JSON is not JSON") from error
+    file = os.memfd_create("service-account")  # stays open: the client may read it again
     os.write(file, key.encode())
     os.environ["GOOGLE_APPLICATION_CREDENTIALS"] = f"/proc/self/fd/{file}"
+    try:
+        yield
+    finally:
+        del os.environ["GOOGLE_APPLICATION_CREDENTIALS"]
+        if before:
+            os.environ["GOOGLE_APPLICATION_CREDENTIALS"] = before
 
 
 def _understood(error: OSError, uri: str, what: str) -> Exception:
-    said = str(error)
-    if error.filename is not None:  # of this machine
-        return error
-    if isinstance(error, PermissionError) or any(code in said for code in _REFUSED):
+    if refuses(error):
         return NoPermission(
             f"{what} {uri}: the store refuses it; put credentials that may read it into the Secret that"
-            f" {what}.credentials names ({_said(error)})"
+            f" {what}.credentials names ({said(error)})"
         )
-    if isinstance(error, FileNotFoundError) or any(code in said for code in _ABSENT):
-        return NotFound(f"{what} {uri} not found: {_said(error)}")
+    if lacks(error):
+        return NotFound(f"{what} {uri} not found: {said(error)}")
     return error
 
 
-def _said(error: OSError) -> str:
+def refuses(error: OSError) -> bool:
+    """Whether a store says that it mustn't be."""
+    refused = isinstance(error, PermissionError) or any(code in str(error) for code in _REFUSED)
+    return error.filename is None and refused  # with a name it is of a file of this machine
+
+
+def lacks(error: OSError) -> bool:
+    """Whether a store says that there is no such thing."""
+    return error.filename is None and (
+        isinstance(error, FileNotFoundError) or any(code in str(error) for code in _ABSENT)
+    )
+
+
+def said(error: OSError) -> str:
+    """What a store says, in short."""
     return str(error).partition(" (Request ID")[0].splitlines()[0][:300]

@@ -4,14 +4,10 @@ import glob
 import logging
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-import yaml
-
-from finetune_api.trainer_config import TOKEN_VARIABLE
 from finetune_api.uris import Uri
-from finetune_trainer.errors import NoPermission, NotFound
-from finetune_trainer.sources import splits
+from finetune_trainer.errors import NotFound
+from finetune_trainer.sources import answers, cards, splits
 from finetune_trainer.sources.formats import ENDINGS
 
 logger = logging.getLogger(__name__)
@@ -22,28 +18,17 @@ CONVERTED = "refs/convert/parquet"
 
 def fetch(uri: str, *, evaluation: bool) -> tuple[Path, tuple[Path, ...]]:
     """The repository's folder and the files in it. Raises NotFound or NoPermission."""
-    from huggingface_hub import errors
-
     place = Uri.parse(uri)
-    try:
+    with answers.understood("dataset", uri):
         commit, names = _chosen(place, uri, evaluation=evaluation)
         folder = _download(place.name, commit, [glob.escape(name) for name in names])
-    except errors.GatedRepoError as error:
-        raise NoPermission(
-            f"dataset {uri} is gated: accept its terms on the hub with the account of the token that"
-            f" dataset.credentials names ({_status(error)})"
-        ) from error
-    except errors.RevisionNotFoundError as error:
-        raise NotFound(f"dataset {uri}: the repository has no revision {place.revision!r}") from error
-    except (errors.HfHubHTTPError, errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled) as error:
-        raise _understood(uri, error) from error
     return folder, tuple(folder / name for name in names)
 
 
 def _chosen(place: Uri, uri: str, *, evaluation: bool) -> tuple[str, list[str]]:
     """The commit, and the files of the split."""
     commit, names = _listed(place.name, place.revision)
-    card = _card(_download(place.name, commit, ["README.md"])) if "README.md" in names else {}
+    card = cards.head(_download(place.name, commit, ["README.md"])) if "README.md" in names else {}
     found = splits.find(names, card)
     if not any(found.values()):
         commit, found = _converted(place.name, names, uri)
@@ -84,36 +69,3 @@ def _download(repository: str, commit: str, patterns: list[str]) -> Path:
 
     found = huggingface_hub.snapshot_download(repository, repo_type="dataset", revision=commit, allow_patterns=patterns)
     return Path(found)
-
-
-def _card(folder: Path) -> dict[str, Any]:
-    """What the card's head says."""
-    text = (folder / "README.md").read_text(encoding="utf-8", errors="replace")
-    head = text.split("\n---", 1)[0].removeprefix("---") if text.startswith("---") else ""
-    try:
-        found = yaml.safe_load(head)
-    except yaml.YAMLError:
-        return {}
-    return found if isinstance(found, dict) else {}
-
-
-def _understood(uri: str, error: Exception) -> Exception:
-    from huggingface_hub import constants
-
-    status = _status(error)
-    if constants.is_offline_mode():
-        return NotFound(f"dataset {uri} can't be fetched: HF_HUB_OFFLINE forbids it; mount the data from a claim")
-    if status == 404:
-        return NotFound(f"dataset {uri} is not on the hub, or is private and {TOKEN_VARIABLE} may not see it")
-    if status in (401, 403):
-        return NoPermission(
-            f"the hub refuses dataset {uri} ({status}): it doesn't exist, or is private or gated; set"
-            " dataset.credentials to a Secret with an HF_TOKEN that may read it"
-        )
-    return error
-
-
-def _status(error: BaseException) -> int | None:
-    """The hub's answer; the library wraps some answers in an error of its own."""
-    response = getattr(error, "response", None) or getattr(error.__cause__, "response", None)
-    return getattr(response, "status_code", None)

@@ -10,14 +10,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from finetune_api.trainer_config import TOKEN_VARIABLE, ModelSource
+from finetune_api.trainer_config import ModelSource
 from finetune_api.uris import Scheme, Uri
-from finetune_trainer.errors import NoPermission, NotFound
-from finetune_trainer.sources import buckets
+from finetune_trainer.errors import NotFound
+from finetune_trainer.sources import answers, buckets
 
 logger = logging.getLogger(__name__)
 
-DESCRIPTIONS = ("*.json", "*.jinja", "*.model", "*.txt")
+DESCRIPTIONS = ("*.json", "*.jinja", "*.model", "*.txt", "README.md")
 CODE = ("*.py",)
 WEIGHTS = ("*.safetensors",)
 INDEX = "model.safetensors.index.json"
@@ -120,39 +120,7 @@ def _download(source: ModelSource, patterns: tuple[str, ...]) -> Path:
     if place.scheme != Scheme.HUB:
         return buckets.fetch(source.uri, wanted=buckets.below(patterns), what="model")
     import huggingface_hub
-    from huggingface_hub import errors
 
-    try:
+    with answers.understood("model", source.uri):
         found = huggingface_hub.snapshot_download(place.name, revision=place.revision, allow_patterns=list(patterns))
-    except errors.GatedRepoError as error:
-        raise NoPermission(
-            f"model {source.uri} is gated: accept its terms on the hub with the account of the token"
-            f" that model.credentials names ({_status(error)})"
-        ) from error
-    except errors.RevisionNotFoundError as error:
-        raise NotFound(f"model {source.uri}: the repository has no revision {place.revision!r}") from error
-    except (errors.HfHubHTTPError, errors.LocalEntryNotFoundError) as error:
-        raise _understood(source, error) from error
     return Path(found)
-
-
-def _understood(source: ModelSource, error: Exception) -> Exception:
-    from huggingface_hub import constants
-
-    status = _status(error)
-    if constants.is_offline_mode():
-        return NotFound(f"model {source.uri} is not in the hub's cache here, and HF_HUB_OFFLINE forbids a download")
-    if status == 404:
-        return NotFound(f"model {source.uri} is not on the hub, or is private and {TOKEN_VARIABLE} may not see it")
-    if status in (401, 403):
-        return NoPermission(
-            f"the hub refuses model {source.uri} ({status}): it doesn't exist, or is private or gated; set"
-            f" model.credentials to a Secret with a token that may read it"
-        )
-    return error
-
-
-def _status(error: BaseException) -> int | None:
-    """The hub's answer; the library wraps some answers in an error of its own."""
-    response = getattr(error, "response", None) or getattr(error.__cause__, "response", None)
-    return getattr(response, "status_code", None)

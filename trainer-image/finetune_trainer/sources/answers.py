@@ -1,0 +1,53 @@
+"""What a hub's refusals mean for a user: gated, private, not there, no such revision. Other trouble may pass."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from finetune_api.trainer_config import TOKEN_VARIABLE
+from finetune_api.uris import Uri
+from finetune_trainer.errors import NoPermission, NotFound
+
+_KEYS = {"model": "a token", "dataset": f"an {TOKEN_VARIABLE}"}
+"""What the Secret of `model.credentials` and that of `dataset.credentials` hold for a hub."""
+
+
+@contextmanager
+def understood(what: str, uri: str) -> Iterator[None]:
+    """For calls of the hub's library about a model or a dataset. Raises NotFound or NoPermission."""
+    from huggingface_hub import errors
+
+    try:
+        yield
+    except errors.GatedRepoError as error:
+        raise NoPermission(
+            f"{what} {uri} is gated: accept its terms on the hub with the account of the token that"
+            f" {what}.credentials names ({_status(error)})"
+        ) from error
+    except errors.RevisionNotFoundError as error:
+        raise NotFound(f"{what} {uri}: the repository has no revision {Uri.parse(uri).revision!r}") from error
+    except (errors.HfHubHTTPError, errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled) as error:
+        raise _meaning(what, uri, error) from error
+
+
+def _meaning(what: str, uri: str, error: Exception) -> Exception:
+    from huggingface_hub import constants
+
+    status = _status(error)
+    if constants.is_offline_mode():
+        return NotFound(
+            f"{what} {uri} is not in the hub's cache here, and HF_HUB_OFFLINE forbids a download; mount it from a claim"
+        )
+    if status == 404:
+        return NotFound(f"{what} {uri} is not on the hub, or is private and {TOKEN_VARIABLE} may not see it")
+    if status in (401, 403):
+        return NoPermission(
+            f"the hub refuses {what} {uri} ({status}): it doesn't exist, or is private or gated; set"
+            f" {what}.credentials to a Secret with {_KEYS[what]} that may read it"
+        )
+    return error
+
+
+def _status(error: BaseException) -> int | None:
+    """The hub's answer; the library wraps some answers in an error of its own."""
+    response = getattr(error, "response", None) or getattr(error.__cause__, "response", None)
+    return getattr(response, "status_code", None)
