@@ -125,7 +125,7 @@ def previous_chart(folder: Path) -> Path:
     found = folder / "previous" / CHART.name
     command = ["git", "archive", "HEAD^", str(CHART.relative_to(ROOT))]
     archive = subprocess.run(command, cwd=ROOT, capture_output=True, check=False)
-    if archive.returncode == 0:
+    if archive.returncode == 0 and _is_a_chart("HEAD^"):
         with tarfile.open(fileobj=io.BytesIO(archive.stdout)) as tar:
             tar.extractall(folder / "old", filter="data")
         found.parent.mkdir()
@@ -142,6 +142,12 @@ def previous_chart(folder: Path) -> Path:
     ]
     path.write_text(yaml.safe_dump({"apiVersion": crd["apiVersion"], "kind": crd["kind"], **crd}, sort_keys=False))
     return found
+
+
+def _is_a_chart(commit: str) -> bool:
+    """Whether a commit has it whole: the first ones don't."""
+    file = f"{commit}:{(CHART / 'Chart.yaml').relative_to(ROOT)}"
+    return subprocess.run(["git", "cat-file", "-e", file], cwd=ROOT, capture_output=True, check=False).returncode == 0
 
 
 def fields(kubectl: Kubectl) -> Mapping[str, Any]:
