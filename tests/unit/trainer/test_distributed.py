@@ -73,15 +73,14 @@ def test_the_processes_of_all_nodes_are_counted_through() -> None:
 
 def test_the_one_process_of_a_node_takes_its_place(monkeypatch: pytest.MonkeyPatch) -> None:
     names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
-    for name in names:
-        monkeypatch.delenv(name, raising=False)
+    for name in names:  # set first: so that what the function sets is undone too
+        monkeypatch.setenv(name, "")
+        monkeypatch.delenv(name)
     told = {"NNODES": "2", "NPROC_PER_NODE": "1", "NODE_RANK": "1", "MASTER_ADDR": "run-1-0.finetune-x"}
     for name, value in {**told, "MASTER_PORT": "9402"}.items():
         monkeypatch.setenv(f"PET_{name}", value)
     distributed.take_place(os.environ)
     assert [os.environ[name] for name in names] == ["1", "2", "0", "1", "run-1-0.finetune-x", "9402"]
-    for name in names:
-        monkeypatch.delenv(name)
 
 
 def test_cpu_is_taken_when_asked_for() -> None:
