@@ -176,14 +176,21 @@ def is_waiting(run: Run) -> bool:
     return not (run.spec.suspend or run.spec.cancel or run.metadata.deletion_timestamp)
 
 
+def devices(run: Run) -> tuple[str, int]:
+    """Which devices a run uses while it is active, and how many; none of "" without any."""
+    assert run.spec is not None, "a run without a spec uses nothing"
+    asked = run.spec.resources
+    return asked.device_resource, asked.nodes * asked.devices_per_node if asked.device_resource else 0
+
+
 def _place(run: Run) -> Place:
     assert run.spec is not None, "a run without a spec takes no part"
-    asked = run.spec.resources
+    resource, count = devices(run)
     return Place(
         minus_priority=-run.spec.queue.priority,
         created=run.metadata.creation_timestamp or _FIRST,
         key=run.key,
         uid=run.metadata.uid,
-        resource=asked.device_resource,
-        devices=asked.nodes * asked.devices_per_node if asked.device_resource else 0,
+        resource=resource,
+        devices=count,
     )

@@ -8,6 +8,7 @@ from collections import Counter as Tally
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from functools import cached_property
 
 from prometheus_client.core import GaugeMetricFamily, InfoMetricFamily
 from prometheus_client.registry import Collector
@@ -29,9 +30,9 @@ class Seen:
     run: Run
     snapshot: Snapshot | None = None
 
-    @property
+    @cached_property
     def progress(self) -> Progress | None:
-        """How far it is, as fresh as it can be had."""
+        """How far it is, as fresh as it can be had; most families ask for it."""
         status = self.run.status
         said = self.snapshot
         if said is None or status.is_finished or said.attempt != status.attempt:
@@ -212,9 +213,13 @@ def _sums(runs: list[Run], limits: Limits) -> Iterator[GaugeMetricFamily]:
         "When the run that has waited longest for its turn was created.",
         labels=["namespace"],
     )
-    for namespace in sorted({run.key.namespace for run in waiting}):
-        times = [run.metadata.creation_timestamp for run in waiting if run.key.namespace == namespace]
-        oldest.add_metric([namespace], min((time.timestamp() for time in times if time is not None), default=0.0))
+    created: dict[str, datetime] = {}
+    for run in waiting:
+        time = run.metadata.creation_timestamp
+        if time is not None:
+            created[run.key.namespace] = min(time, created.get(run.key.namespace, time))
+    for namespace, time in sorted(created.items()):
+        oldest.add_metric([namespace], time.timestamp())
     yield oldest
     yield from _devices(active, limits)
 
@@ -231,10 +236,9 @@ def _by_namespace(name: str, meaning: str, runs: list[Run], namespaces: list[str
 def _devices(active: list[Run], limits: Limits) -> Iterator[GaugeMetricFamily]:
     used = Tally[str]()
     for run in active:
-        assert run.spec is not None
-        asked = run.spec.resources
-        if asked.device_resource:
-            used[asked.device_resource] += asked.nodes * asked.devices_per_node
+        resource, count = admission.devices(run)
+        if resource:
+            used[resource] += count
     in_use = GaugeMetricFamily(f"{OPERATOR}_active_devices", "Devices of active runs.", labels=["resource"])
     for resource in sorted({*used, *limits.devices}):
         in_use.add_metric([resource], used[resource])
