@@ -11,7 +11,6 @@ from typing import Any
 
 import boto3
 import pytest
-from moto.server import ThreadedMotoServer
 
 from finetune_api.data import DataFormat
 from finetune_api.trainer_config import ModelSource
@@ -137,26 +136,9 @@ def tiny() -> Path:
     return tiny_model.build()  # before a test has a cache folder of its own
 
 
-@pytest.fixture(scope="module")
-def store() -> Iterator[str]:
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    yield f"http://{host}:{port}"
-    server.stop()
-
-
 @pytest.fixture
-def s3(store: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
-    for key, value in (
-        ("AWS_ACCESS_KEY_ID", "testing-key"),
-        ("AWS_SECRET_ACCESS_KEY", "testing-secret"),
-        ("AWS_ENDPOINT_URL", store),
-        ("AWS_REGION", "us-east-1"),
-        ("XDG_CACHE_HOME", str(tmp_path / "cache")),
-        ("no_proxy", "127.0.0.1"),
-    ):
-        monkeypatch.setenv(key, value)
+def s3(s3_environment: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     client = boto3.client("s3")
     client.create_bucket(Bucket="data")
     for each in client.list_objects_v2(Bucket="data").get("Contents", ()):

@@ -1,14 +1,11 @@
 """Datasets of a hub, from a local server that speaks its API."""
 
 import json
-import threading
 import urllib.parse
-from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from pathlib import Path
+from collections.abc import Callable
+from http.server import BaseHTTPRequestHandler
 from typing import ClassVar
 
-import huggingface_hub.constants
 import pytest
 
 from finetune_api.data import DataFormat
@@ -135,17 +132,7 @@ class _Hub(BaseHTTPRequestHandler):
 
 
 @pytest.fixture
-def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[type[_Hub]]:
+def hub(serve_hub: Callable[[type[_Hub]], None]) -> type[_Hub]:
     handler = type("Hub", (_Hub,), {"files": {}, "converted": {}, "refusal": None, "paths": []})
-    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
-    threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
-    endpoint = f"http://127.0.0.1:{server.server_port}"
-    template = huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE
-    files = template.replace(huggingface_hub.constants.ENDPOINT, endpoint)
-    monkeypatch.setattr(huggingface_hub.constants, "HUGGINGFACE_CO_URL_TEMPLATE", files)
-    monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", endpoint)
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
-    yield handler
-    server.shutdown()
-    server.server_close()
+    serve_hub(handler)
+    return handler

@@ -13,7 +13,6 @@ from typing import Any
 
 import boto3
 import pytest
-from moto.server import ThreadedMotoServer
 
 from finetune_api.snapshot import ExitCode, SavedOutput
 from finetune_api.trainer_config import TrainerConfig
@@ -252,25 +251,8 @@ def _environment() -> Mapping[str, str]:
     return {name: os.environ[name] for name in names}
 
 
-@pytest.fixture(scope="module")
-def store() -> Iterator[str]:
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    yield f"http://{host}:{port}"
-    server.stop()
-
-
 @pytest.fixture
-def s3(store: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
-    for key, value in (
-        ("AWS_ACCESS_KEY_ID", "testing-key"),
-        ("AWS_SECRET_ACCESS_KEY", "testing-secret"),
-        ("AWS_ENDPOINT_URL", store),
-        ("AWS_REGION", "us-east-1"),
-        ("no_proxy", "127.0.0.1"),
-    ):
-        monkeypatch.setenv(key, value)
+def s3(s3_environment: None) -> Any:
     client = boto3.client("s3")
     client.create_bucket(Bucket="models")
     for each in client.list_objects_v2(Bucket="models").get("Contents", ()):
