@@ -15,16 +15,19 @@ from finetune_api.types import API_VERSION, PLURAL
 from tests.cluster import controlplane, node, operatorprocess, stage
 from tests.cluster.controlplane import ControlPlane
 from tests.cluster.operatorprocess import OperatorProcess
+from tests.cluster.podspec import Image
 
 
 @contextlib.contextmanager
-def trainings(**settings: object) -> Iterator[tuple[ControlPlane, OperatorProcess]]:
-    """A whole cluster: the stub trainer runs as processes of one node."""
+def trainings(
+    *, images: Mapping[str, Image] | None = None, **settings: object
+) -> Iterator[tuple[ControlPlane, OperatorProcess]]:
+    """A whole cluster: the stub trainer, and other `images`, run as processes of one node."""
     with controlplane.start() as plane, tempfile.TemporaryDirectory() as folder:
         install(plane)
         machine = node.Settings(
             kubeconfig=plane.node_kubeconfig,
-            images={stage.STUB_IMAGE: stage.STUB},
+            images={stage.STUB_IMAGE: stage.STUB, **(images or {})},
             folder=plane.folder / "node",
             machines=(node.Machine(cpu="64"),),
             certificate=plane.serving_certificate,

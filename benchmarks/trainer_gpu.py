@@ -27,7 +27,7 @@ from finetune_trainer import distributed, loop
 from finetune_trainer.data.dataset import Dataset
 from finetune_trainer.data.plan import Plan
 from finetune_trainer.data.records import Place
-from finetune_trainer.learning import adapter, attention, model, optimizer, outputlayer
+from finetune_trainer.learning import adapter, attention, flops, model, optimizer, outputlayer
 from finetune_trainer.learning.objective import NextToken
 from tests import tiny_model
 
@@ -37,8 +37,6 @@ SHAPES = {
     ),
     "tiny": tiny_model.Shape(tied=False),
 }
-PEAK_TFLOPS = {"H100 PCIe": 756.0, "H100": 989.0, "H200": 989.0, "A100": 312.0, "L40S": 362.0}
-"""Dense bf16, as the vendor has it; the first name that the device's has in it."""
 RANK = 16
 WARM_UP = 3
 
@@ -48,7 +46,8 @@ def main() -> None:
     options = _options()
     device = distributed.choose_device("Auto")
     place, shape = torch.device(device.kind), SHAPES[options.shape]
-    peak = options.peak_tflops or next((peak for name, peak in PEAK_TFLOPS.items() if name in device.name), None)
+    known = flops.peak(device.name, Precision.BF16)
+    peak = options.peak_tflops or (None if known is None else known / 1e12)
     data = _tokens(shape, count=options.steps + WARM_UP, length=options.length)
     sides = {"ours": _ours, "trl": _trl}
     found: dict[str, list[float]] = {name: [] for name in sides}
@@ -59,7 +58,7 @@ def main() -> None:
             torch.cuda.empty_cache()
         told = ", ".join(f"{name} {speeds[-1]:,.0f}" for name, speeds in found.items())
         print(f"round {number + 1}, tokens/s: {told}", flush=True)
-    flops = _flops_a_token(shape, options.length)
+    each = _flops_a_token(shape, options.length)
     result: dict[str, Any] = {
         "device": device.name,
         "shape": asdict(shape),
@@ -68,7 +67,7 @@ def main() -> None:
     }
     for name, speeds in found.items():
         speed = statistics.median(speeds)
-        share = None if peak is None else round(speed * flops / (peak * 1e12), 3)
+        share = None if peak is None else round(speed * each / (peak * 1e12), 3)
         result[name] = {"tokens_per_second": round(speed), "mfu": share}
     print(json.dumps(result))
 

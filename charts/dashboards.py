@@ -222,6 +222,13 @@ def run_speed() -> Row:
                 *quantiles(f"rate({STEPS}_bucket[$__rate_interval]) {POD}"),
             ),
             line(
+                "Waiting for data, and model FLOPs utilization",
+                "percentunit",
+                (f"finetune_run_data_wait_ratio{RUN}", "waiting for data, share of step time"),
+                (f"finetune_run_mfu_ratio{RUN}", "MFU, share of the device's peak"),
+                about="Above a few percent of waiting: slow volume or very short steps. MFU where the peak is known.",
+            ),
+            line(
                 "Utilisation",
                 "short",
                 (f"finetune_run_device_utilization_ratio{RUN}", "device, share of time"),

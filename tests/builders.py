@@ -31,6 +31,12 @@ def run(name: str = "support-bot", *, namespace: str = "default", **spec: Any) -
     }
 
 
+def profile(name: str = "a100", **spec: Any) -> Object:
+    """What a platform team applies."""
+    metadata = {"name": name}
+    return {"apiVersion": types.API_VERSION, "kind": types.PROFILE_KIND, "metadata": metadata, "spec": dict(spec)}
+
+
 def stored(manifest: Mapping[str, Any], *, uid: str = "", generation: int = 1, **more: Any) -> Object:
     """The same as the API server keeps it, with defaults and metadata; `more` is merged in (metadata=, status=)."""
     name = manifest["metadata"]["name"]

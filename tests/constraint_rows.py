@@ -84,7 +84,7 @@ SPEC: Object = {
         "priorityClassName": "batch",
     },
     "profile": "a100-small",
-    "queue": {"name": "team-a", "priority": 0},
+    "queue": {"name": "team-a", "priority": 0, "priorityClass": "low", "retryPriorityClass": "high"},
     "recovery": {"maxRestartsWithoutProgress": 3, "hangTimeoutSeconds": 1800, "onHang": "Notify"},
     "activeDeadlineSeconds": 86400,
     "tracking": {
@@ -92,6 +92,8 @@ SPEC: Object = {
             "trackingUri": "http://mlflow.mlflow.svc:5000/",
             "experiment": "support-bot",
             "registerAs": "support-bot",
+            "alias": "candidate",
+            "credentials": {"secretName": "mlflow-login"},
             "tags": {"team": "support"},
         },
         "tensorBoard": True,
@@ -124,6 +126,8 @@ STATUS: Object = {
         }
     ],
     "attempt": 2,
+    "jobAttempt": 1,
+    "jobStartTime": TIME,
     "restartsWithoutProgress": 0,
     "startTime": TIME,
     "completionTime": TIME,
@@ -132,6 +136,7 @@ STATUS: Object = {
     "hangRestarts": 0,
     "earlierStep": 40,
     "model": {"uri": "hf://org/name@main", "adapterUri": "pvc://other/output"},
+    "profile": {"name": "a100", "generation": 3, "given": '{"resources":{"memory":"64Gi"}}'},
     "events": [{"sequence": 1, "type": "CREATED", "time": TIME, "message": "Run created.", "attempt": 1}],
     "progress": {
         "epoch": 1,
@@ -150,6 +155,8 @@ STATUS: Object = {
         "tokensPerSecondPerDevice": "4100",
         "deviceUtilization": "0.97",
         "deviceMemoryBytes": 1 << 34,
+        "dataWaitRatio": "0.0123",
+        "mfuRatio": "0.457",
         "lastStepTime": TIME,
         "stepSeconds": 41,
         "reportedTime": TIME,
@@ -182,9 +189,14 @@ STATUS: Object = {
         "attempt": 1,
     },
     "queue": {"position": 3, "message": "2 runs are ahead."},
+    "tracking": {"mlflowRunId": "1a2b", "url": "http://mlflow:5000/#/experiments/1/runs/1a2b", "problem": ""},
 }
 
-CUSTOM: Object = {"task": "Custom", "storage": {"uploadUri": None, "credentials": None}}
+CUSTOM: Object = {
+    "task": "Custom",
+    "storage": {"uploadUri": None, "credentials": None},
+    "tracking": {"mlflow": None, "tensorBoard": False},
+}
 CONTEXTS: Mapping[str, Object] = {
     "spec.trainer.command": CUSTOM | {"trainer": {"command": ["train"]}},
     "spec.trainer.args": CUSTOM | {"trainer": {"command": ["train"], "args": ["--fast"]}},
@@ -311,6 +323,8 @@ FORMATS: Mapping[str, tuple[list[Any], list[Any]]] = {
     "spec.resources.priorityClassName": (["", *NAMES[0]], NAMES[1][1:]),
     "spec.profile": NAMES,
     "spec.queue.name": NAMES,
+    "spec.queue.priorityClass": NAMES,
+    "spec.queue.retryPriorityClass": NAMES,
     "spec.tracking.mlflow.trackingUri": (
         ["http://mlflow:5000", "https://mlflow.example.com/a/b"],
         [
@@ -322,6 +336,15 @@ FORMATS: Mapping[str, tuple[list[Any], list[Any]]] = {
             "http://mlflow/?x=1",
             "file:///x",
         ],
+    ),
+    "spec.tracking.mlflow.credentials.secretName": NAMES,
+    "spec.tracking.mlflow.registerAs": (
+        ["support-bot", "Support bot 1.2_a"],
+        ["", "a/b", "a:b", "-a", " a", "a@b", "ä", "a\n"],
+    ),
+    "spec.tracking.mlflow.alias": (
+        ["candidate", "v1-tested", "A_b"],
+        ["", "a b", "-a", "1a", "a/b", "a@b", "ä", "a\n"],
     ),
     "spec.trainer.image": (
         ["", "trainer", "registry.example.com:5000/a/trainer@sha256:0a1b"],
@@ -350,7 +373,19 @@ RULES: Mapping[tuple[str, str], tuple[Object, Object]] = {
     ("spec", ".trainer.command"): (CUSTOM | {"trainer": {"command": ["a"]}}, CUSTOM),
     ("spec", ".storage"): (
         {},
-        {"task": "Custom", "trainer": {"command": ["a"]}},
+        CUSTOM | {"storage": {}, "trainer": {"command": ["a"]}},
+    ),
+    ("spec", ".tracking.mlflow"): (
+        {},
+        CUSTOM | {"tracking": {"tensorBoard": False}, "trainer": {"command": ["a"]}},
+    ),
+    ("spec", ".tracking.tensorBoard"): (
+        {"tracking": {"tensorBoard": True}},
+        CUSTOM | {"tracking": {"mlflow": None, "tensorBoard": True}, "trainer": {"command": ["a"]}},
+    ),
+    ("spec.tracking.mlflow", ".alias"): (
+        {"tracking": {"mlflow": {"alias": "v1-tested"}}},
+        {"tracking": {"mlflow": {"alias": "Latest"}}},
     ),
     ("spec", ".storage.mergeAdapter"): (
         {"storage": {"mergeAdapter": True}},

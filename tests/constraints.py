@@ -1,4 +1,4 @@
-"""Every constraint of the CRD, found by walking its schema, with a manifest that obeys it and one that doesn't.
+"""Every constraint of a CRD, found by walking its schema, with a manifest that obeys it and one that doesn't.
 
 Bounds, types, enums and required fields give their own values. Formats and rules have rows in constraint_rows.py; a new
 one without a row fails a test, and so does a row without one.
@@ -6,15 +6,23 @@ one without a row fails a test, and so does a row without one.
 
 import copy
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from tests import builders
-from tests.constraint_rows import CONTEXTS, FORMATS, LONGER, RULES, SHORT_FORMATS, SPEC, STATUS
+from tests import builders, constraint_rows, profile_rows
+from tests.constraint_rows import SPEC, STATUS
 
 Node = Mapping[str, Any]
 Object = dict[str, Any]
+
+CONTEXTS = {**constraint_rows.CONTEXTS, **profile_rows.CONTEXTS}
+FORMATS = {**constraint_rows.FORMATS, **profile_rows.FORMATS}
+RULES = {**constraint_rows.RULES, **profile_rows.RULES}
+LONGER = {**constraint_rows.LONGER, **profile_rows.LONGER}
+SHORT_FORMATS = constraint_rows.SHORT_FORMATS | profile_rows.SHORT_FORMATS
+RUN, PROFILE = ("spec", "status"), ("profile",)
+"""What the paths of a kind begin with."""
 
 WRONG_TYPE = {"string": 7, "integer": "x", "number": "x", "boolean": "yes", "object": "x", "array": "x"}
 
@@ -36,11 +44,15 @@ class Case:
         return self.name.startswith("status")
 
 
-def cases(schema: Node) -> Iterator[Case]:
-    """A case for every constraint below `spec` and `status`, several for formats."""
-    for name in ("spec", "status"):
-        for path, node in fields(schema["properties"][name], path=name):
+def cases(schema: Node, roots: Sequence[str] = RUN) -> Iterator[Case]:
+    """A case for every constraint below the roots, several for formats."""
+    for name in roots:
+        for path, node in fields(schema["properties"][_field(name)], path=name):
             yield from _cases_of(path, node)
+
+
+def _field(root: str) -> str:
+    return "spec" if root == "profile" else root
 
 
 def fields(node: Node, *, path: str) -> Iterator[tuple[str, Node]]:
@@ -54,15 +66,15 @@ def fields(node: Node, *, path: str) -> Iterator[tuple[str, Node]]:
         yield from fields(node["additionalProperties"], path=f"{path}{{}}")
 
 
-def formats(schema: Node) -> set[str]:
+def formats(schema: Node, root: str = "spec") -> set[str]:
     """Fields whose value, or whose keys, have a format of their own."""
-    found = fields(schema["properties"]["spec"], path="spec")
+    found = fields(schema["properties"]["spec"], path=root)
     return {path for path, node in found if any(map(_is_format, rules(node)))}
 
 
-def object_rules(schema: Node) -> set[tuple[str, str]]:
+def object_rules(schema: Node, root: str = "spec") -> set[tuple[str, str]]:
     """Objects, and the field that each of their rules is about."""
-    found = fields(schema["properties"]["spec"], path="spec")
+    found = fields(schema["properties"]["spec"], path=root)
     return {(path, rule["fieldPath"]) for path, node in found for rule in rules(node) if "fieldPath" in rule}
 
 
@@ -83,7 +95,10 @@ def _key_limit(rule: Mapping[str, str]) -> int:
 def manifest(path: str = "spec", value: Any = ...) -> Object:
     """The full manifest with `value` at `path`; None removes the field."""
     context = next((more for prefix, more in CONTEXTS.items() if path.startswith(prefix)), {})
-    body = builders.run("constraints", **builders.merged(SPEC, context)) | {"status": copy.deepcopy(STATUS)}
+    if path.startswith("profile"):
+        body = builders.profile("constraints", **builders.merged(profile_rows.SPEC, context))
+    else:
+        body = builders.run("constraints", **builders.merged(SPEC, context)) | {"status": copy.deepcopy(STATUS)}
     if value is not ...:
         _put(body, path, value)
     return body
@@ -91,7 +106,7 @@ def manifest(path: str = "spec", value: Any = ...) -> Object:
 
 def _put(body: Object, path: str, value: Any) -> None:
     """Set the field; in a list that is its first entry, in a map the value of its first key."""
-    *parents, last = re.findall(r"[^.\[\]{}]+|\[\]|\{\}", path)
+    *parents, last = _parts(path)
     at: Any = body
     for part in parents:
         at = at[_key(at, part)]
@@ -108,21 +123,27 @@ def _key(at: Any, part: str) -> Any:
 def value_at(body: Object, path: str) -> Any:
     """What is there."""
     at: Any = body
-    for part in re.findall(r"[^.\[\]{}]+|\[\]|\{\}", path):
+    for part in _parts(path):
         at = at[_key(at, part)]
     return at
 
 
+def _parts(path: str) -> list[str]:
+    first, *rest = re.findall(r"[^.\[\]{}]+|\[\]|\{\}", path)
+    return [_field(first), *rest]
+
+
 def shown(path: str) -> str:
     """The path as the API server writes it, up to where it would name an entry."""
-    return re.split(r"\[\]|\{\}", path)[0]
+    root, dot, rest = re.split(r"\[\]|\{\}", path)[0].partition(".")
+    return f"{_field(root)}{dot}{rest}"
 
 
 def _cases_of(path: str, node: Node) -> Iterator[Case]:
     yield from _type_case(path, node)
     yield from (case for key, make in _BOUNDS.items() if key in node for case in make(path, node))
     for name in node.get("required", ()):
-        if path != "spec":  # there the list of fields is all that is required, and below it each is tried
+        if "." in path:  # at the root the list of fields is all that is required, and below it each is tried
             yield Case(f"{path}.{name} required", manifest(path), manifest(f"{path}.{name}", None), ("Required value",))
     for rule in rules(node):
         if "fieldPath" in rule:
@@ -181,9 +202,10 @@ def _min_items(path: str, node: Node) -> Iterator[Case]:
 
 def _max_items(path: str, node: Node) -> Iterator[Case]:
     sample, most = value_at(manifest(path), path)[0], node["maxItems"]
-    entries: list[Any] = [sample if isinstance(sample, str) else _numbered(sample, node, at=n) for n in range(most + 1)]
+    is_object = isinstance(sample, dict)
+    entries: list[Any] = [_numbered(sample, node, at=n) if is_object else sample for n in range(most + 1)]
     # Where the key is an enum, as of conditions, its values are fewer than the limit.
-    accepted = [entry for entry in entries[:most] if isinstance(entry, str) or _has_known_key(entry, node)]
+    accepted = [entry for entry in entries[:most] if not isinstance(entry, dict) or _has_known_key(entry, node)]
     return _case(path, "maxItems", accepted, entries, f"must have at most {most} items")
 
 
@@ -267,6 +289,8 @@ def _format_cases(path: str, *, says: str) -> Iterator[Case]:
 
 def _rule_case(path: str, rule: Mapping[str, str]) -> Case:
     good, bad = RULES[path, rule["fieldPath"]]
-    accepted, rejected = (builders.merged(manifest(), {"spec": change}) for change in (good, bad))
+    whole = manifest("profile" if path.startswith("profile") else "spec")
+    accepted, rejected = (builders.merged(whole, {"spec": change}) for change in (good, bad))
     field = f"{path}{rule['fieldPath']}".replace("[]", "[0]")
-    return Case(f"{field} rule", accepted, rejected, (field, rule["message"]), rule["message"])
+    words = (field.replace("profile.", "spec.", 1), rule["message"])
+    return Case(f"{field} rule", accepted, rejected, words, rule["message"])

@@ -13,6 +13,9 @@ STORE_KEYS = (
 )
 """Keys of the Secret for data and uploads: those that are there become environment variables of the same names."""
 
+MLFLOW_KEYS = ("MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD", "MLFLOW_TRACKING_TOKEN")
+"""Keys of the Secret for MLflow, likewise."""
+
 
 class Credentials(ApiModel):
     """A Secret that only the training pod reads."""

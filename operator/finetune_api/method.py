@@ -76,19 +76,20 @@ class Method(ApiModel):
 
     rules: ClassVar[tuple[Rule, ...]] = (
         Rule(
-            cel="self.type != 'Full' || !has(self.lora)",
+            cel="!has(self.type) || self.type != 'Full' || !has(self.lora)",
             says="lora can't be combined with type Full: remove it, or use type LoRA",
             check=lambda m: m.type != MethodType.FULL or m.lora is None,
             path=".lora",
         ),
         Rule(
-            cel="self.type == 'QLoRA' || !has(self.quantization)",
+            cel="(has(self.type) && self.type == 'QLoRA') || !has(self.quantization)",
             says="quantization needs type QLoRA: remove it, or use type QLoRA",
             check=lambda m: m.type == MethodType.QLORA or m.quantization is None,
             path=".quantization",
         ),
         Rule(
-            cel="self.type != 'QLoRA' || !has(self.lora) || self.lora.bias == 'None'",
+            cel="!has(self.type) || self.type != 'QLoRA' || !has(self.lora) || !has(self.lora.bias)"
+            " || self.lora.bias == 'None'",
             says="bias can't be trained with type QLoRA: use None, or type LoRA",
             check=lambda m: m.type != MethodType.QLORA or m.lora is None or m.lora.bias == LoraBias.NONE,
             path=".lora.bias",

@@ -14,13 +14,12 @@ _INTRODUCTION = """\
 <!-- Written by `make generate` from operator/finetune_api; change the models, not this file. -->
 # {kind}
 
-`apiVersion: {group}/{version}`, `kind: {kind}`; namespaced; `kubectl get {short}`, `kubectl explain {short}.spec`.
+`apiVersion: {group}/{version}`, `kind: {kind}`; {scope}; `kubectl get {short}`, `kubectl explain {short}.spec`.
 
 {description}
 
 A field in **bold** has to be given. A field without a default may be left out, and its text says what that means.
-Fields that may select: {selectable}.
-"""
+{selectable}"""
 
 
 def markdown(crd: Node, root: Node) -> str:
@@ -33,12 +32,20 @@ def markdown(crd: Node, root: Node) -> str:
         version=version["name"],
         short=spec["names"]["shortNames"][0],
         description=root["description"],
-        selectable=", ".join(f"`{field['jsonPath'].removeprefix('.')}`" for field in version["selectableFields"]),
+        scope={"Namespaced": "namespaced", "Cluster": "for the whole cluster"}[spec["scope"]],
+        selectable=_selectable(version),
     )
     parts = [introduction, *_rules(root)]
     for name in ("spec", "status"):
+        if name not in root["properties"]:
+            continue
         parts.extend(_section(node, path=path) for path, node in objects(root["properties"][name], path=name))
     return "\n".join(parts)
+
+
+def _selectable(version: Node) -> str:
+    fields = [f"`{field['jsonPath'].removeprefix('.')}`" for field in version.get("selectableFields", ())]
+    return f"Fields that may select: {', '.join(fields)}.\n" if fields else ""
 
 
 def objects(node: Node, *, path: str) -> Iterator[tuple[str, Node]]:

@@ -63,6 +63,7 @@ class ExitCode(IntEnum):
     BAD_CONFIG = 64
     BAD_DATA = 65
     NOT_FOUND = 66
+    UNREACHABLE = 69
     STORAGE = 73
     STOPPED = 75
     NO_PERMISSION = 77
@@ -82,6 +83,7 @@ REASONS: dict[int, str] = {
     ExitCode.BAD_CONFIG: "ConfigInvalid",
     ExitCode.BAD_DATA: "DataInvalid",
     ExitCode.NOT_FOUND: "NotFound",
+    ExitCode.UNREACHABLE: "HubUnreachable",
     ExitCode.STORAGE: "StorageFailed",
     ExitCode.STOPPED: "Stopped",
     ExitCode.NO_PERMISSION: "PermissionDenied",
@@ -154,6 +156,10 @@ class TrainProgress(SnapshotModel):
     """CPU cores that the trainer and its children kept busy, over the last minute."""
     device_memory_bytes: Count | None = None
     """Memory used on the device; on CPU the process's resident memory."""
+    data_wait_ratio: Annotated[float, Field(ge=0, le=1)] | None = None
+    """Share of step time spent waiting for data, over the last steps."""
+    mfu_ratio: Annotated[float, Field(ge=0, le=1)] | None = None
+    """Model FLOPs utilization over the last steps, 0 to 1; none where the device's peak isn't known."""
     last_step_time: AwareDatetime | None = None
     """When the last step ended."""
     step_seconds: Annotated[float, Field(ge=0, le=9_007_199_254_740_991, allow_inf_nan=False)] | None = None
@@ -186,6 +192,21 @@ class SavedOutput(SnapshotModel):
     """The checkpoint it was made from."""
     upload_uri: Annotated[str, Field(max_length=512)] | None = None
     """Where it was copied to, whole and checked."""
+
+
+class Tracked(SnapshotModel):
+    """What a tracking server has of the run."""
+
+    mlflow_run_id: Annotated[str, Field(max_length=64, pattern=r"^[A-Za-z0-9-]*$")] = ""
+    """The MLflow run; empty before the server was reached."""
+    url: Annotated[str, Field(max_length=1024, pattern=r"^(https?://[!-~]*)?$")] = ""
+    """Its page."""
+    registered_model: Annotated[str, Field(max_length=320)] = ""
+    """Name and version in the model registry."""
+    pending_steps: Count = 0
+    """Steps that the server hasn't got yet."""
+    problem: Annotated[str, Field(max_length=512)] = ""
+    """Why the server doesn't take what it is sent."""
 
 
 class LastError(SnapshotModel):
@@ -233,6 +254,8 @@ class Snapshot(SnapshotModel):
     """The finished model."""
     troubles: Annotated[tuple[Trouble, ...], Field(max_length=8)] = ()
     """What is wrong now, while the training goes on; each reason once."""
+    tracked: Tracked | None = None
+    """What a tracking server has of the run; none without one."""
     error: LastError | None = None
     """Why the trainer ended, if not well."""
 
@@ -267,4 +290,8 @@ class Snapshot(SnapshotModel):
         error = self.error and self.error.model_copy(update={"message": cut(self.error.message, max(length, 200))})
         milestones = tuple(m.model_copy(update={"message": cut(m.message, max(length, 2))}) for m in self.milestones)
         troubles = tuple(t.model_copy(update={"message": cut(t.message, max(length, 2))}) for t in self.troubles)
-        return self.model_copy(update={"milestones": milestones, "troubles": troubles, "error": error})
+        tracked = self.tracked
+        if tracked is not None:
+            tracked = tracked.model_copy(update={"problem": cut(tracked.problem, max(length, 2))})
+        update = {"milestones": milestones, "troubles": troubles, "error": error, "tracked": tracked}
+        return self.model_copy(update=update)

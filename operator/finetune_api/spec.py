@@ -1,5 +1,6 @@
 """The spec of a FineTuneRun: what a user writes. Immutable once created, but for the verbs."""
 
+import re
 from collections.abc import Mapping
 from enum import StrEnum
 from typing import Annotated, ClassVar, Final, Literal
@@ -34,7 +35,11 @@ class Queue(ApiModel):
     name: LabelName | None = None
     """A Kueue LocalQueue; unset means the operator's own limits."""
     priority: Annotated[int, Field(ge=-1_000_000, le=1_000_000)] = 0
-    """Higher goes first; at the same priority the older run does."""
+    """Higher goes first; at the same priority the older run does. Kueue doesn't read it: see `priorityClass`."""
+    priority_class: LabelName | None = None
+    """With Kueue: its WorkloadPriorityClass; unset means the priority of `resources.priorityClassName`."""
+    retry_priority_class: LabelName | None = None
+    """With Kueue: the WorkloadPriorityClass of an attempt that follows a failed one; unset means the same as before."""
 
 
 class OnHang(StrEnum):
@@ -57,26 +62,56 @@ class Recovery(ApiModel):
     """What is done with a run that makes no step."""
 
 
+TrackingUri = Annotated[
+    str,
+    Field(max_length=512),
+    Format(
+        r"^https?://[A-Za-z0-9][-A-Za-z0-9.]*(:[0-9]+)?(/[-A-Za-z0-9._~/]*)?$",
+        "must be http://HOST[:PORT][/PATH] or https://HOST[:PORT][/PATH]",
+    ),
+]
+
+
 class Mlflow(ApiModel):
     """An MLflow tracking server."""
 
-    tracking_uri: Annotated[
-        str,
-        Field(max_length=512),
-        Format(
-            r"^https?://[A-Za-z0-9][-A-Za-z0-9.]*(:[0-9]+)?(/[-A-Za-z0-9._~/]*)?$",
-            "must be http://HOST[:PORT][/PATH] or https://HOST[:PORT][/PATH]",
-        ),
-    ]
+    tracking_uri: TrackingUri
     """Address of the server."""
     experiment: Annotated[str, Field(max_length=256)] = ""
     """Experiment; empty means the namespace's name."""
-    register_as: Annotated[str, Field(min_length=1, max_length=256)] | None = None
-    """Name under which the model is registered."""
+    register_as: (
+        Annotated[
+            str,
+            Field(max_length=256),
+            Format(
+                r"^[A-Za-z0-9][-A-Za-z0-9_. ]*$",
+                "must be a name of letters, digits, spaces, -, _ and ., e.g. support-bot",
+            ),
+        ]
+        | None
+    ) = None
+    """Name under which the finished model is registered; the weights of a full model are only then sent to MLflow."""
+    alias: Annotated[
+        str,
+        Field(max_length=255),
+        Format(r"^[A-Za-z][-A-Za-z0-9_]*$", "must be a word of letters, digits, - and _, e.g. candidate"),
+    ] = "candidate"
+    """Alias that the registered version gets, and an earlier version loses."""
+    credentials: Credentials | None = None
+    """A Secret with `MLFLOW_TRACKING_USERNAME` and `MLFLOW_TRACKING_PASSWORD`, or `MLFLOW_TRACKING_TOKEN`."""
     tags: Annotated[
         Mapping[Annotated[str, Field(max_length=250)], Annotated[str, Field(max_length=1000)]], Field(max_length=32)
     ] = {}
     """Tags of the MLflow run."""
+
+    rules: ClassVar[tuple[Rule, ...]] = (
+        Rule(
+            cel="!self.alias.matches(r'^([Ll][Aa][Tt][Ee][Ss][Tt]|[Vv][0-9]+)$')",
+            says="MLflow keeps the aliases latest and v1, v2, ... for itself: use another word",
+            check=lambda s: not re.fullmatch("latest|v[0-9]+", s.alias, re.ASCII | re.IGNORECASE),
+            path=".alias",
+        ),
+    )
 
 
 class Tracking(ApiModel):
@@ -103,16 +138,17 @@ VariableName = Annotated[
 Argument = Annotated[str, Field(max_length=4096)]
 
 
+ImageReference = Annotated[
+    str,
+    Field(max_length=512),
+    Format(r"^([a-zA-Z0-9][-a-zA-Z0-9._:/@]*)?$", "must be an image reference, e.g. registry.example.com/trainer:1.2"),
+]
+
+
 class Trainer(ApiModel):
     """The container that trains."""
 
-    image: Annotated[
-        str,
-        Field(max_length=512),
-        Format(
-            r"^([a-zA-Z0-9][-a-zA-Z0-9._:/@]*)?$", "must be an image reference, e.g. registry.example.com/trainer:1.2"
-        ),
-    ] = ""
+    image: ImageReference = ""
     """Image; empty means the one the operator was configured with."""
     image_pull_secrets: Annotated[tuple[SecretReference, ...], Field(max_length=16)] = ()
     """Secrets with registry credentials."""
@@ -129,6 +165,16 @@ def _same(field: str, *, optional: bool) -> Rule:
     same = f"self.{field} == oldSelf.{field}"
     cel = f"has(self.{field}) == has(oldSelf.{field}) && (!has(self.{field}) || {same})" if optional else same
     return Rule(cel=cel, says=f"{field} can't change once the run exists: create a new run", path=f".{field}")
+
+
+def _same_in(group: str, field: str) -> Rule:
+    """`field` within a group of the spec can neither change, appear nor vanish."""
+    now, before = f"self.{group}.{field}", f"oldSelf.{group}.{field}"
+    return Rule(
+        cel=f"has({now}) == has({before}) && (!has({now}) || {now} == {before})",
+        says=f"{group}.{field} can't change once the run exists: create a new run",
+        path=f".{group}.{field}",
+    )
 
 
 class FineTuneRunSpec(ApiModel):
@@ -154,7 +200,8 @@ class FineTuneRunSpec(ApiModel):
     resources: Resources = Resources()
     """What the training pod asks the cluster for."""
     profile: Name | None = None
-    """A ClusterFineTuneProfile, which gives defaults and limits."""
+    """A ClusterFineTuneProfile: its defaults hold for what is left out here, and it has limits. Until it is there, the
+    run waits."""
     queue: Queue = Queue()
     """How the run waits for its turn."""
     recovery: Recovery = Recovery()
@@ -191,12 +238,7 @@ class FineTuneRunSpec(ApiModel):
             )
         ),
         *(_same(field, optional=True) for field in ("model", "dataset", "profile")),
-        Rule(
-            cel="has(self.queue.name) == has(oldSelf.queue.name)"
-            " && (!has(self.queue.name) || self.queue.name == oldSelf.queue.name)",
-            says="queue.name can't change once the run exists: create a new run",
-            path=".queue.name",
-        ),
+        *(_same_in("queue", field) for field in ("name", "priorityClass", "retryPriorityClass")),
         Rule(cel="self.cancel || !oldSelf.cancel", says="cancel can't be taken back: create a new run", path=".cancel"),
         Rule(
             cel="self.task == 'Custom' || has(self.model)",
@@ -242,7 +284,19 @@ class FineTuneRunSpec(ApiModel):
             path=".storage",
         ),
         Rule(
-            cel="self.method.type != 'Full' || !self.storage.mergeAdapter",
+            cel="self.task != 'Custom' || !has(self.tracking.mlflow)",
+            says="mlflow is not for task Custom: remove it, and let the command do it",
+            check=lambda s: s.task != Task.CUSTOM or s.tracking.mlflow is None,
+            path=".tracking.mlflow",
+        ),
+        Rule(
+            cel="self.task != 'Custom' || !self.tracking.tensorBoard",
+            says="tensorBoard is not for task Custom: use false, and let the command write event files",
+            check=lambda s: s.task != Task.CUSTOM or not s.tracking.tensor_board,
+            path=".tracking.tensorBoard",
+        ),
+        Rule(
+            cel="!has(self.method.type) || self.method.type != 'Full' || !self.storage.mergeAdapter",
             says="mergeAdapter has no adapter to merge with type Full: remove it",
             check=lambda s: s.method.type != MethodType.FULL or not s.storage.merge_adapter,
             path=".storage.mergeAdapter",

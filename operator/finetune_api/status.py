@@ -139,6 +139,10 @@ class Progress(StatusModel):
     """Share of time in which the device was busy, 0 to 1."""
     device_memory_bytes: Count | None = None
     """Memory used on the device; on CPU the process's resident memory."""
+    data_wait_ratio: Decimal | None = None
+    """Share of step time spent waiting for data, 0 to 1."""
+    mfu_ratio: Decimal | None = None
+    """Model FLOPs utilization: share of the devices' peak that the model's arithmetic makes up, 0 to 1."""
     last_step_time: Time | None = None
     """When the last step ended."""
     step_seconds: Count | None = None
@@ -185,6 +189,17 @@ class Output(StatusModel):
     """Name and version in the model registry."""
 
 
+class TrackingState(StatusModel):
+    """What the MLflow server has of the run, as far as the trainer told."""
+
+    mlflow_run_id: Annotated[str, Field(max_length=64)] = ""
+    """The MLflow run, the same in all attempts; empty before the server was reached."""
+    url: Annotated[str, Field(max_length=1024)] = ""
+    """Its page."""
+    problem: Message = ""
+    """Why the server doesn't take what it is sent, or didn't until the end."""
+
+
 class Failure(StatusModel):
     """Why the run failed, or why its last attempt did."""
 
@@ -209,6 +224,17 @@ class ResolvedModel(StatusModel):
     """The adapter over them with which it goes on."""
 
 
+class AppliedProfile(StatusModel):
+    """The profile under which the run began. It is applied once, whatever becomes of it later."""
+
+    name: ShortText
+    """Name of the ClusterFineTuneProfile."""
+    generation: Count
+    """Its generation at that time."""
+    given: Annotated[str, Field(max_length=32_768)] = ""
+    """What it added to the spec, as JSON: a part of a spec. Every attempt of the run goes by it."""
+
+
 class QueueState(StatusModel):
     """What the run waits for."""
 
@@ -228,7 +254,11 @@ class FineTuneRunStatus(StatusModel):
     conditions: Annotated[tuple[Condition, ...], Field(max_length=16), UniqueBy("type")] = ()
     """The run's state for programs."""
     attempt: Attempt = 0
-    """Number of the newest attempt, counted from 1; each is one Job."""
+    """Number of the newest attempt, counted from 1; each is one Job, or with Kueue one start of a Job."""
+    job_attempt: Attempt = 0
+    """With Kueue: the earlier attempt in whose Job the newest one goes on; 0 if it has a Job of its own."""
+    job_start_time: Time | None = None
+    """With Kueue: when Kubernetes started the Job for the newest attempt; it starts it anew after each eviction."""
     restarts_without_progress: Annotated[int, Field(ge=0, le=1000)] = 0
     """Attempts in a row that ended without a newer checkpoint."""
     hang_restarts: Annotated[int, Field(ge=0, le=1000)] = 0
@@ -245,6 +275,8 @@ class FineTuneRunStatus(StatusModel):
     """Of them, those of the attempts before this one."""
     model: ResolvedModel | None = None
     """What the training starts from."""
+    profile: AppliedProfile | None = None
+    """The profile under which it began; none for a run without one."""
     events: Annotated[tuple[RunEvent, ...], Field(max_length=64), UniqueBy("sequence")] = ()
     """The run's history, oldest first. TRAIN_UPDATED and CHECKPOINT_SAVED are replaced in place."""
     progress: Progress | None = None
@@ -257,6 +289,8 @@ class FineTuneRunStatus(StatusModel):
     """Why the run, or its last attempt, failed."""
     queue: QueueState | None = None
     """What the run waits for."""
+    tracking: TrackingState | None = None
+    """What the MLflow server has of it."""
 
     def condition(self, kind: ConditionType) -> Condition | None:
         """The condition of that type."""

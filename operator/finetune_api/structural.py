@@ -10,7 +10,7 @@ import inspect
 import itertools
 import json
 import textwrap
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from enum import Enum
 from typing import Any
 
@@ -130,3 +130,18 @@ def without_defaults(node: Any) -> Any:
     if not isinstance(node, dict):
         return node
     return {key: without_defaults(child) for key, child in node.items() if key != "default"}
+
+
+def left_open(node: JsonObject, path: Sequence[str]) -> JsonObject:
+    """With no default for the fields of the object at `path`, so that one left out can be told from one that is given.
+
+    Objects in it still begin as {}, so that a rule needs no has() for them; entries of lists keep their defaults.
+    """
+    fields = node["properties"]
+    if path:
+        return node | {"properties": fields | {path[0]: left_open(fields[path[0]], path[1:])}}
+    return node | {"properties": {name: _open(child) for name, child in fields.items()}}
+
+
+def _open(node: JsonObject) -> JsonObject:
+    return left_open(node, ()) if "properties" in node else {key: node[key] for key in node if key != "default"}

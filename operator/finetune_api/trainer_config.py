@@ -3,6 +3,7 @@
 It never holds a credential.
 """
 
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import ConfigDict, Field, model_validator
@@ -10,6 +11,7 @@ from pydantic import ConfigDict, Field, model_validator
 from finetune_api.data import Columns, DataFormat, Task, Template
 from finetune_api.fields import ApiModel
 from finetune_api.method import CheckpointPolicy, Method, Training
+from finetune_api.spec import TrackingUri
 
 CONFIG_VARIABLE = "FINETUNE_CONFIG"
 """Environment variable with this configuration as JSON."""
@@ -97,6 +99,20 @@ class OutputConfig(ApiModel):
     """Copy the output folder there."""
 
 
+class MlflowConfig(ApiModel):
+    """Where the run is recorded in MLflow, and as what."""
+
+    tracking_uri: TrackingUri
+    experiment: str
+    register_as: str | None = None
+    alias: str = "candidate"
+    tags: Mapping[str, str] = {}
+    image: str = ""
+    """The trainer's image."""
+    queue: str = ""
+    """The queue that the run waited in."""
+
+
 class CustomConfig(ApiModel):
     """What the command of a Custom task finds in FINETUNE_CONFIG: its run, and where things lie."""
 
@@ -130,6 +146,9 @@ class TrainerConfig(ApiModel):
     training: Training = Training()
     checkpoint: CheckpointPolicy = CheckpointPolicy()
     output: OutputConfig = OutputConfig()
+    mlflow: MlflowConfig | None = None
+    tensor_board: bool = False
+    """Write TensorBoard's event files into the run's folder."""
     run_path: str = RUN_MOUNT
     """Folder for checkpoints/ and output/."""
     device: Literal["Auto", "CPU", "CUDA"] = "Auto"

@@ -9,6 +9,7 @@ from typing import ClassVar, Final, Literal
 from pydantic import ConfigDict
 
 from finetune_api.fields import ApiModel, Rule
+from finetune_api.profile import ClusterFineTuneProfileSpec
 from finetune_api.spec import FineTuneRunSpec
 from finetune_api.status import FineTuneRunStatus
 
@@ -17,6 +18,8 @@ VERSION = "v1alpha1"
 API_VERSION: Final = "finetune.dev/v1alpha1"
 KIND: Final = "FineTuneRun"
 PLURAL = "finetuneruns"
+PROFILE_KIND: Final = "ClusterFineTuneProfile"
+PROFILE_PLURAL = "clusterfinetuneprofiles"
 
 
 class Metadata(ApiModel):
@@ -58,3 +61,19 @@ class FineTuneRun(ApiModel):
             check=lambda run: len(run.metadata.name) <= 63 and "." not in run.metadata.name,
         ),
     )
+
+
+class ClusterFineTuneProfile(ApiModel):
+    """What a platform team offers to runs: devices, defaults and limits.
+
+    A run names it in `spec.profile`. What the run leaves out comes from the profile; a run that asks for more than the
+    profile allows is refused. A run that has begun keeps what it began with, whatever becomes of the profile.
+    """
+
+    model_config = ConfigDict(extra="ignore")
+
+    api_version: Literal["finetune.dev/v1alpha1"] = API_VERSION
+    kind: Literal["ClusterFineTuneProfile"] = PROFILE_KIND
+    metadata: Metadata
+    spec: ClusterFineTuneProfileSpec
+    """What is offered, what holds by default, and up to where."""

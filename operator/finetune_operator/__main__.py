@@ -176,7 +176,7 @@ class _Operator:
 
     async def _work(self) -> None:
         settings, metrics, line = self._settings, self._metrics, Line(self._settings.limits)
-        cache = Cache(line=line)
+        cache = Cache(line=line, wake=lambda key: queue.add(key))  # noqa: PLW0108 - the queue comes later
         cluster = KubernetesCluster(self._api, cache=cache)
         looking = Reconciler(cluster, line=line, settings=settings, clock=_now, changed=metrics.changed)
         reconcile = metrics.timed(looking)

@@ -14,6 +14,8 @@ from collections.abc import Iterator
 from datetime import UTC, datetime
 from typing import NamedTuple
 
+from finetune_api.spec import MANAGED_BY
+from finetune_operator import kueue
 from finetune_operator.names import Key
 from finetune_operator.settings import Limits
 from finetune_operator.world import Run, Turn, paused
@@ -55,7 +57,8 @@ class Line:
     def see(self, run: Run) -> None:
         """Take in a run as it is now. What was reserved for an older version of it is settled by this one."""
         uid = run.metadata.uid
-        active, waiting = is_active(run), is_waiting(run)
+        takes_part = is_limited(run)
+        active, waiting = takes_part and is_active(run), takes_part and is_waiting(run)
         place = _place(run) if active or waiting else None
         if place is not None and place == self._places.get(uid) and active == (uid in self._active):
             return  # most versions tell of progress alone
@@ -164,6 +167,12 @@ class Line:
         self._called = None
 
 
+def is_limited(run: Run) -> bool:
+    """Whether the operator's limits are for it: not if Kueue decides, nor if another acts on the run."""
+    spec = run.spec
+    return spec is not None and not kueue.concerns(spec) and spec.managed_by == MANAGED_BY
+
+
 def is_active(run: Run) -> bool:
     """Whether it counts against the limits."""
     return run.spec is not None and not run.status.is_finished and run.status.attempt > 0 and not paused(run)
@@ -173,7 +182,7 @@ def is_waiting(run: Run) -> bool:
     """Whether it wants to be active and isn't."""
     if run.spec is None or run.status.is_finished or is_active(run):
         return False
-    return not (run.spec.suspend or run.spec.cancel or run.metadata.deletion_timestamp)
+    return not (run.spec.suspend or run.spec.cancel or run.missing_profile or run.metadata.deletion_timestamp)
 
 
 def devices(run: Run) -> tuple[str, int]:

@@ -5,8 +5,8 @@ is skipped. One object that can't be read never stops the others. It must never 
 """
 
 import logging
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 
 from finetune_api.fields import cut
@@ -16,6 +16,7 @@ from finetune_operator.admission import Line
 from finetune_operator.children import Body, Claim, Job, Pod
 from finetune_operator.kinds import Kind, View
 from finetune_operator.names import Key
+from finetune_operator.profiles import Profile
 from finetune_operator.world import Run, World
 
 log = logging.getLogger(__name__)
@@ -44,12 +45,18 @@ class _Shelf:
 class Cache:
     """Of one operator; used from its event loop alone, but for `seen`."""
 
-    def __init__(self, *, line: Line) -> None:
+    def __init__(self, *, line: Line, wake: Callable[[Key], None] = lambda _: None) -> None:
+        """`wake` is called with a run that a change of its profile concerns."""
         self._line = line
+        self._wake = wake
         self._shelves: dict[str, _Shelf] = {kind.name: _Shelf() for kind in kinds.KINDS}
         self._runs: dict[Key, str] = {}
         self._children: dict[str, dict[str, Entry]] = {}
         self._snapshots: dict[str, Snapshot] = {}
+        self._tellers: dict[str, str | None] = {}
+        """UID of the pod that said it."""
+        self._outdated: set[str] = set()
+        """UIDs of the runs whose profile has changed since it was applied."""
         self._departed: dict[str, Pod] = {}
 
     def put(self, kind: Kind, body: Body) -> Key | None:
@@ -62,6 +69,8 @@ class Cache:
         shelf.entries[uid] = entry
         if kind is kinds.RUN:
             self._put_run(entry)
+        elif kind is kinds.PROFILE:
+            self._offer(*(one.view for one in (known, entry) if one is not None))
         elif entry.run_uid is not None:
             self._children.setdefault(entry.run_uid, {})[uid] = entry
         return entry.key
@@ -110,17 +119,26 @@ class Cache:
         if entry:
             self._drop(kinds.RUN, entry)
 
-    def put_snapshot(self, snapshot: Snapshot) -> bool:
-        """Take in what a trainer says of itself. Returns whether it is news."""
+    def put_snapshot(self, snapshot: Snapshot, *, pod: str | None = None) -> bool:
+        """Take in what a trainer says of itself, and which pod it is. Returns whether it is news.
+
+        The trainer of another pod counts anew: a Job may have several pods, one after the other.
+        """
         known = self._snapshots.get(snapshot.run_uid)
+        if known is not None and self._tellers.get(snapshot.run_uid) != pod:
+            known = None
         place = (snapshot.attempt, snapshot.sequence)
         if known is not None and place < (known.attempt, known.sequence):
             return False
         self._snapshots[snapshot.run_uid] = snapshot
+        self._tellers[snapshot.run_uid] = pod
         return known is None or place > (known.attempt, known.sequence)
 
     def world(self, key: Key, *, now: datetime) -> World | None:
         """All that is known of a run; None if there is no such run, or it can't be read."""
+        outdated = self._shelves[kinds.RUN.name].entries.get(self._runs.get(key, ""))
+        if outdated is not None and outdated.uid in self._outdated:
+            self._apply_profile(outdated)
         run = self.run(key)
         if run is None:
             return None
@@ -136,6 +154,7 @@ class Cache:
             pods=self._pods(uid, children),
             claim=claims.get(names.claim(key.name, uid)),
             snapshot=self._snapshots.get(uid),
+            snapshot_pod=self._tellers.get(uid),
         )
 
     def _pods(self, run_uid: str, children: Iterable[View | None]) -> tuple[Pod, ...]:
@@ -171,7 +190,31 @@ class Cache:
             self._drop(kinds.RUN, older)
         if entry.uid in runs:
             self._runs[entry.key] = entry.uid
-            self._see(entry)
+            self._apply_profile(entry)
+
+    def _profiles(self) -> list[Profile]:
+        entries = self._shelves[kinds.PROFILE.name].entries.values()
+        return [entry.view for entry in entries if isinstance(entry.view, Profile)]
+
+    def _apply_profile(self, entry: Entry) -> None:
+        self._outdated.discard(entry.uid)
+        if isinstance(entry.view, Run):
+            entry = replace(entry, view=entry.view.under(self._profiles()))
+            self._shelves[kinds.RUN.name].entries[entry.uid] = entry
+        self._see(entry)
+
+    def _offer(self, *versions: View | None) -> None:
+        """A profile has changed, or come or gone: the runs that it concerns and that haven't begun are to be looked at.
+
+        It is applied when that happens: to apply it to thousands takes longer than the lease may wait.
+        """
+        concerned = [version for version in versions if isinstance(version, Profile)]
+        named = {profile.name for profile in concerned}
+        wanted = named | ({None} if any(profile.spec.is_default for profile in concerned) else set())
+        for run in self._all_runs():
+            if run.asked is not None and run.asked.profile in wanted and not run.status.is_finished:
+                self._outdated.add(run.metadata.uid)
+                self._wake(run.key)
 
     def _see(self, entry: Entry) -> None:
         """One that can't be read takes no part."""
@@ -185,9 +228,13 @@ class Cache:
         if kind is kinds.RUN:
             self._line.leave(entry.uid)
             self._snapshots.pop(entry.uid, None)
+            self._tellers.pop(entry.uid, None)
+            self._outdated.discard(entry.uid)
             self._departed.pop(entry.uid, None)
             if entry.key is not None and self._runs.get(entry.key) == entry.uid:
                 del self._runs[entry.key]
+        elif kind is kinds.PROFILE:
+            self._offer(entry.view)
         elif entry.run_uid is not None:
             self._depart(entry)
             siblings = self._children.get(entry.run_uid, {})

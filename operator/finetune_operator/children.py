@@ -37,6 +37,8 @@ class Job:
     reason: str
     message: str
     created: datetime | None
+    started: datetime | None = None
+    """When it may run; anew after each suspension by another."""
     finished: datetime | None
     deleted: bool
 
@@ -57,6 +59,7 @@ class Job:
             reason=(end or {}).get("reason") or "",
             message=(end or {}).get("message") or "",
             created=parse_time(body["metadata"].get("creationTimestamp")),
+            started=parse_time(status.get("startTime")),
             finished=parse_time((end or {}).get("lastTransitionTime")),
             deleted=body["metadata"].get("deletionTimestamp") is not None,
         )

@@ -8,15 +8,15 @@ import asyncio
 import logging
 from collections.abc import Mapping
 from dataclasses import replace
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any
 
 from finetune_api.status import FineTuneRunStatus
-from finetune_operator import kinds, names, sources
+from finetune_operator import kinds, kueue, names, sources
 from finetune_operator.cache import Cache
 from finetune_operator.children import Claim, Job, Pod
 from finetune_operator.connection import Connection, Object
-from finetune_operator.errors import ConflictError, ExistsError, GoneError, OperatorError, TakenError
+from finetune_operator.errors import ConflictError, ExistsError, GoneError, OperatorError, RefusedError, TakenError
 from finetune_operator.kinds import Kind
 from finetune_operator.names import Key
 from finetune_operator.world import ChildWarning, Run, World
@@ -24,6 +24,7 @@ from finetune_operator.world import ChildWarning, Run, World
 log = logging.getLogger(__name__)
 
 _WARNINGS = "20"
+_REMEMBERED = timedelta(minutes=5)
 
 
 class KubernetesCluster:
@@ -32,6 +33,7 @@ class KubernetesCluster:
     def __init__(self, connection: Connection, *, cache: Cache) -> None:
         self._connection = connection
         self._cache = cache
+        self._workloads: dict[str, tuple[datetime, kueue.Workload | kueue.Silence]] = {}
 
     async def observe(self, key: Key, *, fresh: bool, now: datetime) -> World | None:
         """From the cache; `fresh` brings it up to date by quorum reads first."""
@@ -98,6 +100,35 @@ class KubernetesCluster:
         answer = await self._connection.get(f"/api/v1/namespaces/{namespace}/events", **query)
         items: list[Object] = answer["items"]
         return items
+
+    async def workload(self, world: World) -> kueue.Workload | kueue.Silence:
+        """What Kueue says of the newest attempt's Job; the last answer again if that isn't old for so long a wait."""
+        job = world.job
+        assert job is not None, "only a Job can wait for Kueue"
+        since = world.now - (job.created or world.now)
+        about = f"{job.uid} {world.attempt} {world.recorded_start is None}"
+        known = self._workloads.get(about)
+        if known is not None and world.now - known[0] < kueue.pause(waited=since) / 2:
+            return known[1]
+        found = await self._read_workload(world.run.metadata.namespace, job_uid=job.uid)
+        self._workloads = {key: entry for key, entry in self._workloads.items() if world.now - entry[0] < _REMEMBERED}
+        self._workloads[about] = (world.now, found)
+        return found
+
+    async def _read_workload(self, namespace: str, *, job_uid: str) -> kueue.Workload | kueue.Silence:
+        """By a list, each time: Kueue may come and go, and a watch of what isn't there would stop all others."""
+        path = f"/apis/{kueue.GROUP}/{kueue.VERSION}/namespaces/{namespace}/workloads"
+        try:
+            found = await self._connection.get(path, labelSelector=f"{kueue.JOB_UID_LABEL}={job_uid}")
+        except GoneError:
+            return kueue.Silence.NOT_INSTALLED
+        except RefusedError as error:
+            log.debug("%s", error)
+            return kueue.Silence.UNREADABLE
+        except OperatorError as error:  # no reason to leave the run alone: nothing is decided by it
+            log.debug("%s", error)
+            return kueue.Silence.NO_ANSWER
+        return next((kueue.Workload.parse(body) for body in found["items"]), kueue.Silence.NO_WORKLOAD)
 
     async def create(self, run: Run, manifest: Mapping[str, Any]) -> None:
         """Create a child, or adopt it if it is this run's already."""

@@ -2,7 +2,7 @@
 
 from finetune_api.fields import cut
 from finetune_api.status import Condition, ConditionStatus, ConditionType
-from finetune_operator import failures, support
+from finetune_operator import failures, waiting
 from finetune_operator.facts import Facts
 from finetune_operator.policy import Action
 from finetune_operator.world import paused
@@ -78,13 +78,14 @@ def _accepted(facts: Facts) -> tuple[ConditionStatus, str, str]:
     failure = facts.decision.failure
     if facts.decision.action == Action.REFUSE and failure is not None:
         return FALSE, failure.reason, failure.message
-    spec, problem = facts.world.run.spec, facts.world.run.problem
+    problem = facts.world.run.problem
     if problem is not None:
         return FALSE, failures.INVALID, f"The run goes on as it began. {problem}"
-    later = [str(gap) for gap in support.gaps(spec)] if spec else []
-    if later:
-        return FALSE, failures.NOT_SUPPORTED, f"The run goes on without it. {'; '.join(later)}"
-    return TRUE, "Valid", "The spec can be carried out."
+    if waiting.lacks_its_profile(facts.world) and facts.waiting is not None:
+        return UNKNOWN, facts.waiting.reason, facts.waiting.message
+    profile = facts.world.run.profile
+    under = f" under profile {profile.name}, generation {profile.generation}" if profile else ""
+    return TRUE, "Valid", f"The spec can be carried out{under}."
 
 
 def _admitted(facts: Facts) -> tuple[ConditionStatus, str, str]:

@@ -1,12 +1,10 @@
-"""A file with a FineTuneRun and the ConfigMaps that it reads, checked as strictly as the API server would check it.
+"""A file with a FineTuneRun, its profiles and the ConfigMaps that it reads, checked as the API server would check it.
 
 Each thing that is wrong is named by its path, with what would be right. It must never correct what was written.
 """
 
-import difflib
 import json
 import re
-import typing
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,8 +13,9 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
+from finetune_api import mistakes
 from finetune_api.fields import ApiModel
-from finetune_api.types import API_VERSION, KIND, FineTuneRun
+from finetune_api.types import API_VERSION, KIND, PROFILE_KIND, ClusterFineTuneProfile, FineTuneRun
 from finetune_operator.errors import OperatorError
 from finetune_operator.names import Key
 
@@ -24,11 +23,13 @@ Document = dict[str, Any]
 
 _PARTS = {
     KIND: ("apiVersion", "kind", "metadata", "spec", "status"),
+    PROFILE_KIND: ("apiVersion", "kind", "metadata", "spec"),
     "ConfigMap": ("apiVersion", "kind", "metadata", "data"),
 }
+_MODELS: Mapping[str, type[ApiModel]] = {KIND: FineTuneRun, PROFILE_KIND: ClusterFineTuneProfile}
 _VERBS = ("suspend", "cancel", "activeDeadlineSeconds", "ttlSecondsAfterFinished", "queue")
 """Parts of a spec that may change in a run that goes on; without a cluster there is no queue."""
-_VERSIONS = {KIND: API_VERSION, "ConfigMap": "v1"}
+_VERSIONS = {KIND: API_VERSION, PROFILE_KIND: API_VERSION, "ConfigMap": "v1"}
 
 
 class ManifestError(OperatorError):
@@ -46,6 +47,7 @@ class Documents:
     run: Document
     """As it is written, with a namespace."""
     config_maps: Mapping[Key, Mapping[str, str]]
+    profiles: Sequence[Document] = ()
 
     @property
     def uid(self) -> str:
@@ -71,7 +73,8 @@ def read(text: str) -> Documents:
     if problems:
         raise ManifestError(problems)
     maps = {_key(document): document["data"] for document in documents if document["kind"] == "ConfigMap"}
-    return Documents(run=_as_created(runs[0]), config_maps=maps)
+    profiles = [document for document in documents if document["kind"] == PROFILE_KIND]
+    return Documents(run=_as_created(runs[0]), config_maps=maps, profiles=profiles)
 
 
 def _key(document: Document) -> Key:
@@ -96,11 +99,11 @@ def _problems(document: Any, number: int) -> list[str]:
     where = f"document {number}"
     if not isinstance(document, dict) or document.get("kind") not in _PARTS:
         kind = document.get("kind") if isinstance(document, dict) else document
-        return [f"{where}: kind: must be {KIND} or ConfigMap, not {json.dumps(kind)[:80]}"]
+        return [f"{where}: kind: must be {KIND}, {PROFILE_KIND} or ConfigMap, not {json.dumps(kind)[:80]}"]
     kind = document["kind"]
     where = f"{where} ({kind})"
     return [f"{where}: {problem}" for problem in _frame_problems(document, kind)] or [
-        f"{where}: {problem}" for problem in (_run_problems(document) if kind == KIND else _map_problems(document))
+        f"{where}: {problem}" for problem in (_map_problems if kind == "ConfigMap" else _problems_of_ours)(document)
     ]
 
 
@@ -114,7 +117,7 @@ def _frame_problems(document: Document, kind: str) -> Iterator[str]:
         yield "metadata.namespace: must be lower-case letters, digits and -, e.g. ml"
     for part in document:
         if part not in _PARTS[kind]:
-            yield f"{part}: {_unknown(part, _PARTS[kind])}"
+            yield f"{part}: {mistakes.unknown(part, _PARTS[kind])}"
 
 
 def _is_name(value: Any) -> bool:
@@ -131,27 +134,28 @@ def _map_problems(document: Document) -> Iterator[str]:
             yield f"data.{key}: must be a string, not {json.dumps(value)[:80]}"
 
 
-def _run_problems(document: Document) -> list[str]:
-    created = {part: document[part] for part in _PARTS[KIND] if part in document and part != "status"}
+def _problems_of_ours(document: Document) -> list[str]:
+    model = _MODELS[document["kind"]]
+    created = {part: document[part] for part in _PARTS[document["kind"]] if part in document and part != "status"}
     try:
-        FineTuneRun.parse(created)
+        model.parse(created)
     except ValidationError as error:
         found: dict[str, list[str]] = {}
         for detail in error.errors(include_url=False):
-            path, said = _explained(detail, created)
+            path, said = _explained(detail, created, model)
             found.setdefault(path, []).append(said)
         return [f"{path}: {' or '.join(dict.fromkeys(said))}".removeprefix(": ") for path, said in found.items()]
     return []
 
 
-def _explained(detail: Any, document: Document) -> tuple[str, str]:
+def _explained(detail: Any, document: Document, model: type[ApiModel]) -> tuple[str, str]:
     """Where it is wrong, and what would be right."""
     path, value = _place(detail["loc"], document)
     rule_path = detail.get("ctx", {}).get("path", "").strip(".")
     where = ".".join([*path, *([rule_path] if rule_path else [])])
     match detail["type"]:
         case "extra_forbidden":
-            return where, _unknown(path[-1], _fields(path[:-1]))
+            return where, mistakes.unknown(path[-1], mistakes.fields_at(path[:-1], model))
         case "missing":
             return f"{where}.{detail['loc'][-1]}".lstrip("."), "is required"
         case "rule" | "format":
@@ -173,25 +177,3 @@ def _place(loc: Sequence[int | str], document: Document) -> tuple[list[str], Any
         path.append(str(part))
         value = value[part]
     return path, value
-
-
-def _unknown(name: str, known: Sequence[str]) -> str:
-    near = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
-    return f"unknown field; did you mean {near[0]}?" if near else f"unknown field; known are {', '.join(known)}"
-
-
-def _fields(path: Sequence[str]) -> list[str]:
-    """The fields of the object at `path`."""
-    model: type[ApiModel] = FineTuneRun
-    for part in path:
-        field = next((f for f in model.model_fields.values() if f.alias == part), None)
-        if field is not None:
-            model = next(_models(field.annotation), model)
-    return [field.alias or name for name, field in model.model_fields.items()]
-
-
-def _models(annotation: Any) -> Iterator[type[ApiModel]]:
-    if isinstance(annotation, type) and issubclass(annotation, ApiModel):
-        yield annotation
-    for argument in typing.get_args(annotation):
-        yield from _models(argument)

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from datetime import timedelta
 
-from finetune_operator import failures, policy, waiting
+from finetune_operator import failures, kueue, policy, waiting
 from finetune_operator.policy import Action, Decision
 from finetune_operator.settings import Settings
 from finetune_operator.world import World
@@ -39,7 +39,9 @@ def _reasons(world: World, decision: Decision, settings: Settings) -> Iterator[f
 
 
 def _while_it_runs(world: World, settings: Settings) -> Iterator[float]:
-    if world.started is None and world.job is not None and not world.job.ended:
+    if world.job is not None and world.job.suspended and world.job.created is not None:
+        yield kueue.pause(waited=world.now - world.job.created).total_seconds()
+    elif world.started is None and world.job is not None and not world.job.ended:
         late = waiting.is_late(world, settings=settings)
         yield LATE_LOOK_SECONDS if late else settings.queued_seconds
     if world.started is not None:

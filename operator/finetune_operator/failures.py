@@ -3,14 +3,12 @@
 from finetune_api.fields import cut
 from finetune_api.snapshot import FINAL_CODES, REASONS, ExitCode
 from finetune_api.status import Failure
-from finetune_operator import manifests
+from finetune_operator import kueue, manifests
 from finetune_operator.children import Job, Pod
 from finetune_operator.world import World
 
 INVALID = "Invalid"
 """The spec breaks a rule of the API."""
-NOT_SUPPORTED = "NotSupported"
-"""The spec asks for what this version doesn't do."""
 JOB_LOST = "JobLost"
 """The attempt's Job is gone, though it had begun."""
 POD_LOST = "PodLost"
@@ -25,14 +23,17 @@ MODEL_NOT_FOUND = "ModelNotFound"
 """`spec.model.uri` names a run that isn't there, hasn't finished, or has nothing to start from."""
 LIMIT_EXCEEDED = "LimitExceeded"
 """The run asks for more devices than all runs together may use."""
+NOT_ALLOWED = "NotAllowed"
+"""The run asks for more than its profile allows."""
 DEADLINE_EXCEEDED = "DeadlineExceeded"
 """The run was active for longer than spec.activeDeadlineSeconds."""
+EVICTED = "Evicted"
+"""Kueue took back the quota that the attempt ran on."""
 HUNG = "Hung"
 """The training made no step any more."""
 KNOWN = frozenset(REASONS.values()) | frozenset(
     {
         INVALID,
-        NOT_SUPPORTED,
         JOB_LOST,
         POD_LOST,
         TRAINER_FAILED,
@@ -40,7 +41,9 @@ KNOWN = frozenset(REASONS.values()) | frozenset(
         DISRUPTED,
         MODEL_NOT_FOUND,
         LIMIT_EXCEEDED,
+        NOT_ALLOWED,
         DEADLINE_EXCEEDED,
+        EVICTED,
         HUNG,
     }
 )
@@ -83,15 +86,29 @@ def _without_a_word(world: World) -> Failure:
         reason = DISRUPTED if pod.disrupted else POD_LOST
         message = f"Pod {pod.name} ended without an exit code: {pod.disrupted or pod.exit_reason or 'no reason given'}"
     else:
-        reason, code, message = _from_the_job(job)
+        reason, code, message = _from_the_job(job, rules=manifests.failure_rules(world.run))
     return Failure(
         reason=reason, message=cut(message), exit_code=code, pod=pod.name if pod else None, attempt=world.attempt
     )
 
 
-def _from_the_job(job: Job) -> tuple[str, ExitCode | None, str]:
+def evicted(world: World) -> Failure:
+    """The newest attempt, ended by Kueue."""
+    pod = world.pod
+    code = pod.exit_code if pod is not None else None
+    how = f" Pod {pod.name} ended with exit code {code}." if pod is not None and code is not None else ""
+    return Failure(
+        reason=EVICTED,
+        message=cut(f"{kueue.evicted(world.workload)}{how}"),
+        exit_code=code if code is not None and 0 <= code <= 255 else None,
+        pod=pod.name if pod is not None else None,
+        attempt=world.attempt,
+    )
+
+
+def _from_the_job(job: Job, *, rules: tuple[ExitCode | str, ...]) -> tuple[str, ExitCode | None, str]:
     """What a Job still knows of a pod that is gone: which rule of its podFailurePolicy the pod met."""
-    rule = manifests.failure_rule(job.message) if job.reason == "PodFailurePolicy" else None
+    rule = manifests.failure_rule(job.message, rules=rules) if job.reason == "PodFailurePolicy" else None
     if isinstance(rule, ExitCode):
         return REASONS[rule], rule, f"The attempt's pod is gone; it had ended with exit code {rule}"
     if rule == manifests.DISRUPTION:
@@ -122,7 +139,7 @@ def _plain_last_word(pod: Pod) -> str:
 def is_free(world: World, failure: Failure) -> bool:
     """Whether the attempt ended through no fault of its own."""
     deleted = world.job is None and not is_early(failure)
-    return deleted or failure.exit_code == ExitCode.STOPPED or failure.reason == DISRUPTED
+    return deleted or failure.exit_code == ExitCode.STOPPED or failure.reason in (DISRUPTED, EVICTED)
 
 
 def recorded(world: World) -> Failure | None:

@@ -47,7 +47,7 @@ def _follow(kind: Kind, shell: Shell, found: kopf.OperatorRegistry) -> None:
     async def take_in(event: Any, **_: Any) -> None:
         change = shell.cache.delete if event["type"] == "DELETED" else shell.cache.put
         key = change(kind, event["object"])
-        shell.told(kind.name, event["object"]["metadata"]["namespace"])
+        shell.told(kind.name, event["object"]["metadata"].get("namespace") or "")
         if key is not None:
             shell.wake(key)
 
@@ -93,7 +93,8 @@ def settings() -> kopf.OperatorSettings:
     s.networking.request_timeout = 30
     s.networking.connect_timeout = 5
     s.networking.error_backoffs = _Endless((0.1, 0.2, 0.5, 1, 1, 2, 2), then=5)
-    s.process.ultimate_exiting_timeout = 25
+    # Seen in kopf 1.45: when one watch fails for good, another that was just being opened can keep it from ending.
+    s.process.ultimate_exiting_timeout = 5
     return s
 
 

@@ -32,7 +32,7 @@ def _control_one(memory: Memory, job: Body) -> bool:
     if not pods and not (job.get("status") or {}).get("active"):
         for index in range(wanted):
             memory.add(_pod(job, index))
-        memory.update({**job, "status": {"active": wanted}})
+        memory.update({**job, "status": {**(job.get("status") or {}), "active": wanted}})
         return True
     if len(pods) == wanted and all(pod.phase != "Failed" for pod in pods) and not all(pod.ended for pod in pods):
         return False

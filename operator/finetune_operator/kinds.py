@@ -5,13 +5,14 @@ operator's, and how each is read. Pure.
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from finetune_api.types import GROUP, KIND, PLURAL, VERSION
+from finetune_api.types import GROUP, KIND, PLURAL, PROFILE_KIND, PROFILE_PLURAL, VERSION
 from finetune_operator import names
 from finetune_operator.children import Body, Claim, Job, Pod, owner_uid
 from finetune_operator.names import Key
+from finetune_operator.profiles import Profile
 from finetune_operator.world import Run
 
-View = Run | Job | Pod | Claim | None
+View = Run | Profile | Job | Pod | Claim | None
 """An object, parsed; None for a kind that is only created."""
 
 
@@ -25,6 +26,7 @@ class Kind:
     plural: str
     parse: Callable[[Body], View]
     selector: str = names.SELECTOR
+    is_namespaced: bool = True
 
     def path(self, namespace: str | None = None, name: str | None = None) -> str:
         """Of one object, of all in a namespace, or of all in the cluster."""
@@ -33,6 +35,15 @@ class Kind:
         return f"{root}{within}/{self.plural}" + (f"/{name}" if name else "")
 
 
+PROFILE = Kind(
+    name=PROFILE_KIND,
+    group=GROUP,
+    version=VERSION,
+    plural=PROFILE_PLURAL,
+    parse=Profile.parse,
+    selector="",
+    is_namespaced=False,
+)
 RUN = Kind(name=KIND, group=GROUP, version=VERSION, plural=PLURAL, parse=Run.parse, selector="")
 JOB = Kind(name="Job", group="batch", version="v1", plural="jobs", parse=Job.parse)
 POD = Kind(name="Pod", group="", version="v1", plural="pods", parse=Pod.parse)
@@ -41,8 +52,8 @@ CLAIM = Kind(name="PersistentVolumeClaim", group="", version="v1", plural="persi
 SERVICE = Kind(name="Service", group="", version="v1", plural="services", parse=lambda _: None)
 """Created and never looked at again, so nobody follows it."""
 
-KINDS = (RUN, JOB, POD, CLAIM)
-"""Children come after what owns them."""
+KINDS = (PROFILE, RUN, JOB, POD, CLAIM)
+"""Children come after what owns them, and runs after the profiles that they name."""
 
 
 def called(name: str) -> Kind:
@@ -52,6 +63,8 @@ def called(name: str) -> Kind:
 
 def run_key(kind: Kind, body: Body) -> Key | None:
     """Which run an object is, or says it belongs to."""
+    if not kind.is_namespaced:
+        return None
     metadata = body["metadata"]
     name = metadata["name"] if kind is RUN else (metadata.get("labels") or {}).get(names.RUN_LABEL)
     return Key(metadata["namespace"], name) if name else None

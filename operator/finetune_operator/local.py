@@ -20,11 +20,13 @@ from pathlib import Path
 import aiohttp
 
 from finetune_api.status import Phase
-from finetune_operator import documents, jobs, machine, manifests, names, poller, support
+from finetune_api.types import PROFILE_KIND
+from finetune_operator import documents, jobs, kueue, machine, manifests, names, poller
 from finetune_operator.console import Console, table
 from finetune_operator.documents import Documents, ManifestError
-from finetune_operator.memory import RUN, Memory, Object, Ref
+from finetune_operator.memory import PROFILE, RUN, Memory, Object, Ref
 from finetune_operator.names import Key
+from finetune_operator.profiles import Profile
 from finetune_operator.reconcile import Reconciler
 from finetune_operator.settings import PREFIX, Settings
 from finetune_operator.world import Run
@@ -46,6 +48,7 @@ class Session:
         trainer: Sequence[str] = machine.TRAINER,
     ) -> None:
         self._key = Key(found.run["metadata"]["namespace"], found.run["metadata"]["name"])
+        self._profiles = found.profiles
         self._record = Record(found, volumes=volumes)
         self._volumes = volumes
         self._console = console
@@ -68,6 +71,8 @@ class Session:
     async def train(self) -> int:
         """To the end, or to a signal. Returns the exit code. Raises ManifestError if this machine can't."""
         with self._record.held():
+            for profile in self._profiles:
+                self._memory.add(profile)
             self._memory.add(self._record.read())
             self._check()
             with self._signals():
@@ -95,9 +100,13 @@ class Session:
                 await asyncio.wait_for(self._changed.wait(), delay)
 
     def _check(self) -> None:
-        run = self._run
-        if run.spec is None or run.status.is_finished or any(support.gaps(run.spec)):
+        run = self._run.under(Profile.parse(profile) for profile in self._memory.all(PROFILE))
+        if run.missing_profile:
+            raise ManifestError([f"spec.profile: {PROFILE_KIND} {run.missing_profile} isn't in the file: add it"])
+        if run.spec is None or run.status.is_finished or run.not_allowed:
             return  # the reconciler says why it won't
+        if kueue.concerns(run.spec):
+            raise ManifestError(["spec.queue.name: there is no Kueue without a cluster: remove it"])
         problems = self._machine.unable(manifests.job(run, attempt=1, settings=self._settings))
         found = [str(problem) for problem in problems]
         if found:
@@ -211,7 +220,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         prog="python -m finetune_operator.local",
         description="Train without a cluster. Limits of memory, CPU and storage don't count here, nor does placement.",
     )
-    parser.add_argument("file", type=Path, help="YAML with one FineTuneRun and the ConfigMaps that it reads")
+    parser.add_argument("file", type=Path, help="YAML with one FineTuneRun, its profile and its ConfigMaps")
     parser.add_argument(
         "--volumes",
         type=Path,

@@ -141,8 +141,10 @@ class Machine:
         assert pod is not None, "a pod stays while its process runs"
         key = Key(ref.namespace, pod["metadata"]["labels"][names.RUN_LABEL])
         uid = pod["metadata"]["annotations"][names.RUN_UID_ANNOTATION]
-        attempt = Pod.parse(pod).attempt
-        target = Target(key=key, run_uid=uid, attempt=attempt, pod=ref.name, ip=address, trains=True)
+        found = Pod.parse(pod)
+        target = Target(
+            key=key, run_uid=uid, attempt=found.attempt, pod=ref.name, pod_uid=found.uid, ip=address, trains=True
+        )
         while True:
             await asyncio.sleep(self._settings.poll_seconds)
             try:

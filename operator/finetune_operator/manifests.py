@@ -11,7 +11,7 @@ from datetime import UTC
 from typing import Any, Literal
 
 from finetune_api.compute import ClaimTemplate, Resources, Retain
-from finetune_api.credentials import STORE_KEYS
+from finetune_api.credentials import MLFLOW_KEYS, STORE_KEYS
 from finetune_api.data import EvalData, Task
 from finetune_api.snapshot import FINAL_CODES, PORT, EventType, ExitCode
 from finetune_api.spec import FineTuneRunSpec, OnHang
@@ -28,6 +28,7 @@ from finetune_api.trainer_config import (
     CustomConfig,
     DataConfig,
     DataSource,
+    MlflowConfig,
     ModelSource,
     OutputConfig,
     RunIdentity,
@@ -35,7 +36,7 @@ from finetune_api.trainer_config import (
 )
 from finetune_api.types import API_VERSION, KIND
 from finetune_api.uris import Scheme, Uri
-from finetune_operator import custom, gang, names
+from finetune_operator import custom, gang, kueue, names
 from finetune_operator.settings import Settings
 from finetune_operator.world import Run
 
@@ -89,6 +90,8 @@ def job(run: Run, *, attempt: int, settings: Settings) -> Manifest:
     """The Job of one attempt. The operator is the retry policy, so the Job itself never retries."""
     name = names.job(run.metadata.name, attempt)
     metadata = _metadata(run, name, attempt=attempt) | {"ownerReferences": [_owner(run)]}
+    failed = run.status.failure is not None and run.status.failure.attempt == attempt - 1
+    metadata["labels"] |= kueue.labels(_spec(run), retried=failed)
     return {
         "apiVersion": "batch/v1",
         "kind": "Job",
@@ -97,7 +100,8 @@ def job(run: Run, *, attempt: int, settings: Settings) -> Manifest:
             "backoffLimit": 0,
             **gang.job(_spec(run).resources),
             "podReplacementPolicy": "Failed",
-            "podFailurePolicy": {"rules": [_failure_rule(rule) for rule in _FAILURE_RULES]},
+            "podFailurePolicy": {"rules": [_failure_rule(rule) for rule in failure_rules(run)]},
+            **kueue.suspension(_spec(run)),
             "template": {
                 "metadata": {
                     "labels": names.labels(run.metadata.name, attempt=attempt)
@@ -146,7 +150,7 @@ def event(run: Run, entry: RunEvent) -> Manifest:
     }
 
 
-def trainer_config(run: Run, *, attempt: int) -> TrainerConfig:
+def trainer_config(run: Run, *, attempt: int, image: str = "") -> TrainerConfig:
     """What the trainer is told: the spec, and where in its container each volume lies; the rest it fetches itself."""
     spec, model, dataset = _spec(run), _model_config(run), _data_config(run)
     assert model is not None, "a rule of the API: only task Custom needs none"
@@ -160,7 +164,25 @@ def trainer_config(run: Run, *, attempt: int) -> TrainerConfig:
         training=spec.training,
         checkpoint=spec.checkpoint,
         output=OutputConfig(merge_adapter=spec.storage.merge_adapter, upload_uri=spec.storage.upload_uri),
+        mlflow=_mlflow(run, image),
+        tensor_board=spec.tracking.tensor_board,
         device=_device(spec.resources),
+    )
+
+
+def _mlflow(run: Run, image: str) -> MlflowConfig | None:
+    spec = _spec(run)
+    asked = spec.tracking.mlflow
+    if asked is None:
+        return None
+    return MlflowConfig(
+        tracking_uri=asked.tracking_uri,
+        experiment=asked.experiment or run.metadata.namespace,
+        register_as=asked.register_as,
+        alias=asked.alias,
+        tags=asked.tags,
+        image=image,
+        queue=spec.queue.name or "",
     )
 
 
@@ -271,7 +293,7 @@ def _container(run: Run, *, attempt: int, settings: Settings) -> Manifest:
         "name": names.TRAINER_CONTAINER,
         "image": spec.trainer.image or settings.trainer_image,
         **(custom.command(spec) if _is_custom(run) else {}),
-        "env": _environment(run, attempt=attempt),
+        "env": _environment(run, attempt=attempt, settings=settings),
         "ports": [{"name": "metrics", "containerPort": PORT}],
         "resources": _resources(spec.resources),
         "securityContext": {
@@ -291,10 +313,16 @@ def _failure_rule(rule: ExitCode | str) -> Manifest:
     return {"action": "FailJob", "onExitCodes": codes}
 
 
-def failure_rule(message: str) -> ExitCode | str | None:
+def failure_rules(run: Run) -> tuple[ExitCode | str, ...]:
+    """Those of the run's Jobs. Under Kueue a pod that was stopped hasn't failed: its Job is suspended, and goes on."""
+    queued = kueue.concerns(run.spec)
+    return tuple(rule for rule in _FAILURE_RULES if not (queued and rule == ExitCode.STOPPED))
+
+
+def failure_rule(message: str, *, rules: tuple[ExitCode | str, ...] = _FAILURE_RULES) -> ExitCode | str | None:
     """Which rule a Job's condition speaks of: the exit code that a pod ended with, or DISRUPTION."""
     found = re.search(r" matching FailJob rule at index (\d+)$", message)
-    return _FAILURE_RULES[int(found[1])] if found and int(found[1]) < len(_FAILURE_RULES) else None
+    return rules[int(found[1])] if found and int(found[1]) < len(rules) else None
 
 
 def _probe(hang_timeout_seconds: int) -> Manifest:
@@ -304,9 +332,10 @@ def _probe(hang_timeout_seconds: int) -> Manifest:
     return probe | {"periodSeconds": _PROBE_SECONDS, "failureThreshold": failures}
 
 
-def _environment(run: Run, *, attempt: int) -> list[Manifest]:
-    given = custom_config(run, attempt=attempt) if _is_custom(run) else trainer_config(run, attempt=attempt)
-    config = given.encode()
+def _environment(run: Run, *, attempt: int, settings: Settings) -> list[Manifest]:
+    image = _spec(run).trainer.image or settings.trainer_image
+    told = custom_config(run, attempt=attempt) if _is_custom(run) else trainer_config(run, attempt=attempt, image=image)
+    config = told.encode()
     found: list[Manifest] = [
         {"name": CONFIG_VARIABLE, "value": config.replace("$", "$$")},  # the kubelet expands $(NAME), and makes $$ a $
         {"name": "TMPDIR", "value": CACHE_MOUNT},
@@ -337,6 +366,9 @@ def _credentials(spec: FineTuneRunSpec) -> list[Manifest]:
         found += [entry for entry in more if entry["name"] not in there]
     if spec.storage.credentials is not None:  # under names of their own: the data may lie in another store
         found += _store_keys(spec.storage.credentials.secret_name, prefix=UPLOAD_PREFIX)
+    if spec.tracking.mlflow is not None and spec.tracking.mlflow.credentials is not None:
+        secret = spec.tracking.mlflow.credentials.secret_name
+        found += [_from_secret(key, secret, key, optional=True) for key in MLFLOW_KEYS]
     return found
 
 

@@ -13,17 +13,18 @@ from typing import Any, NamedTuple
 
 from finetune_api.snapshot import Snapshot
 from finetune_api.status import FineTuneRunStatus
-from finetune_operator import kinds, names, sources
+from finetune_operator import kinds, kueue, names, sources
 from finetune_operator.admission import Line
 from finetune_operator.children import Body, Claim, Job, Pod
 from finetune_operator.errors import ConflictError, ExistsError, GoneError, RefusedError, TakenError
 from finetune_operator.names import Key
+from finetune_operator.profiles import Profile
 from finetune_operator.settings import Limits
 from finetune_operator.world import ChildWarning, Run, World
 
 Object = dict[str, Any]
 
-RUN, JOB, POD, CLAIM = (kind.name for kind in kinds.KINDS)
+PROFILE, RUN, JOB, POD, CLAIM = (kind.name for kind in kinds.KINDS)
 EVENT, CONFIG_MAP = "Event", "ConfigMap"
 _NO_LIMITS = Limits()
 
@@ -58,6 +59,8 @@ class Memory:
         """Whose turn it is; follows what is kept here."""
         self.snapshots: dict[Key, Snapshot] = {}
         """What the trainers last answered."""
+        self.workloads: dict[Key, kueue.Workload] = {}
+        """What Kueue says, where a test plays it."""
         self.refuse: Callable[[Body], str | None] = lambda _: None
         """Admission: why an object isn't let in, e.g. a quota."""
         self.on_change: Callable[[Ref], None] = lambda _: None
@@ -111,6 +114,7 @@ class Memory:
             return
         del self._objects[ref]
         self.line.leave(body["metadata"]["uid"])
+        self._offer(ref)
         self.on_change(ref)
 
     def collect_garbage(self) -> bool:
@@ -127,7 +131,8 @@ class Memory:
         body["metadata"]["resourceVersion"] = str(self._version)
         self._objects[ref] = body
         if ref.kind == RUN:
-            self.line.see(Run.parse(body))
+            self.line.see(self._read(body))
+        self._offer(ref)
         self.on_change(ref)
         return copy.deepcopy(body)
 
@@ -136,7 +141,7 @@ class Memory:
         body = self._objects.get(Ref.run(key))
         if body is None:
             return None
-        run = Run.parse(body)
+        run = self._read(body)
         return World(
             run=run,
             now=now,
@@ -149,7 +154,15 @@ class Memory:
 
     def _run(self, key: Key) -> Run | None:
         body = self._objects.get(Ref.run(key))
-        return Run.parse(body) if body else None
+        return self._read(body) if body else None
+
+    def _read(self, body: Body) -> Run:
+        return Run.parse(body).under(Profile.parse(profile) for profile in self.all(PROFILE))
+
+    def _offer(self, ref: Ref) -> None:
+        """A profile has changed: so have the places of the runs that wait."""
+        for body in self.all(RUN) if ref.kind == PROFILE else ():
+            self.line.see(self._read(body))
 
     def _children(self, kind: kinds.Kind, run: Run) -> Iterator[Body]:
         return (body for body in self.all(kind.name) if kinds.run_uid(kind, body) == run.metadata.uid)
@@ -168,6 +181,10 @@ class Memory:
             for event in self.all(EVENT)
             if event["type"] == "Warning" and event["involvedObject"]["uid"] in uids
         )
+
+    async def workload(self, world: World) -> kueue.Workload | kueue.Silence:
+        """What Kueue says of the newest attempt's Job, if there is a Kueue here: whoever plays it says so."""
+        return self.workloads.get(world.run.key, kueue.Silence.NOT_INSTALLED)
 
     async def create(self, run: Run, manifest: Mapping[str, Any]) -> None:
         """Create a child; nothing if it is there."""

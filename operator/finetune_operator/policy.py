@@ -15,7 +15,7 @@ from finetune_api.fields import cut
 from finetune_api.snapshot import FINAL_CODES, ExitCode
 from finetune_api.spec import MANAGED_BY, OnHang
 from finetune_api.status import Failure
-from finetune_operator import failures, gang, hang, support
+from finetune_operator import failures, gang, hang
 from finetune_operator.errors import UserError
 from finetune_operator.world import World, paused
 
@@ -66,6 +66,8 @@ class Decision:
     failure: Failure | None = None
     counted: bool = False
     hung: str = ""
+    same_job: bool = False
+    """Of BEGIN: the attempt goes on in the Job that there is."""
 
 
 Check = Callable[[World], Decision | None]
@@ -111,15 +113,15 @@ def refuse_what_cannot_be_read(world: World) -> Decision | None:
     return _refuse(failures.INVALID, str(world.run.problem))
 
 
-def refuse_what_is_not_built(world: World) -> Decision | None:
-    if world.attempt > 0 or world.run.spec is None:
+def refuse_what_its_profile_does_not_allow(world: World) -> Decision | None:
+    if world.attempt > 0 or not world.run.not_allowed:
         return None
-    found = [str(gap) for gap in support.gaps(world.run.spec)]
-    return _refuse(failures.NOT_SUPPORTED, "; ".join(found)) if found else None
+    return _refuse(failures.NOT_ALLOWED, "; ".join(str(problem) for problem in world.run.not_allowed))
 
 
 def refuse_what_contradicts_itself(world: World) -> Decision | None:
-    if world.attempt > 0 or world.run.spec is None:
+    """A run whose profile isn't there isn't whole yet."""
+    if world.attempt > 0 or world.run.spec is None or world.run.missing_profile:
         return None
     found = [str(problem) for problem in gang.contradictions(world.run.spec)]
     return _refuse(failures.INVALID, "; ".join(found)) if found else None
@@ -132,7 +134,7 @@ def refuse_a_model_that_is_not_there(world: World) -> Decision | None:
 
 
 def finish_with_a_model(world: World) -> Decision | None:
-    if world.job is None or not world.job.complete or _alive(world, world.attempt):
+    if world.job is None or not world.job.complete or _alive(world, world.number):
         return None
     return Decision(action=Action.SUCCEED)
 
@@ -159,7 +161,7 @@ def fail_after_the_deadline(world: World) -> Decision | None:
 
 def judge_an_attempt_that_failed(world: World) -> Decision | None:
     """Try again, unless the next attempt would end the same way or too many have ended without a newer checkpoint."""
-    if paused(world.run) or _alive(world, world.attempt):
+    if paused(world.run) or _alive(world, world.number):
         return None
     lost = world.job is None and world.started is not None
     stopped = _suspended(world) and failures.recorded(world) is None
@@ -172,8 +174,27 @@ def judge_an_attempt_that_failed(world: World) -> Decision | None:
     return Decision(action=action, failure=failure, counted=not failures.is_free(world, failure))
 
 
+def catch_up_with_kueue(world: World) -> Decision | None:
+    """It has evicted the attempt and let the Job run again, and nobody looked: what runs now is the next attempt."""
+    if not world.evicted or not world.begun_anew or failures.recorded(world) is not None:
+        return None
+    return Decision(action=Action.BEGIN, failure=failures.evicted(world), same_job=True)
+
+
+def go_on_when_kueue_lets_it(world: World) -> Decision | None:
+    """The Job stays, and with it its place in the queue: what runs in it next is the next attempt."""
+    if not world.evicted or _alive(world, world.number):
+        return None
+    return Decision(action=Action.BEGIN, failure=failures.evicted(world), same_job=True)
+
+
 def pause(world: World) -> Decision | None:
     return Decision(action=Action.PAUSE) if _suspended(world) else None
+
+
+def wait_for_its_profile(world: World) -> Decision | None:
+    """It may come after the run, as it does where both are applied together."""
+    return Decision(action=Action.WAIT) if world.attempt == 0 and world.run.missing_profile else None
 
 
 def refuse_what_never_fits(world: World) -> Decision | None:
@@ -236,15 +257,18 @@ CHECKS: tuple[Check, ...] = (
     leave_finished_runs_alone,
     end_what_outlived_its_attempt,
     refuse_what_cannot_be_read,
-    refuse_what_is_not_built,
+    refuse_what_its_profile_does_not_allow,
     refuse_what_contradicts_itself,
     refuse_a_model_that_is_not_there,
+    catch_up_with_kueue,
     finish_with_a_model,
     stop_what_must_end,
     cancel,
     fail_after_the_deadline,
     judge_an_attempt_that_failed,
+    go_on_when_kueue_lets_it,
     pause,
+    wait_for_its_profile,
     refuse_what_never_fits,
     wait_for_its_turn,
     begin,

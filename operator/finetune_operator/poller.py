@@ -34,6 +34,7 @@ class Target:
     run_uid: str
     attempt: int
     pod: str
+    pod_uid: str
     ip: str
     trains: bool
     """Whether it has made a step."""
@@ -94,12 +95,13 @@ class Poller:
             return None
         if world.job is None or pod.job_uid != world.job.uid:
             return None
-        said = world.trusted(world.snapshot)
+        said = world.live_snapshot
         return Target(
             key=key,
             run_uid=world.run.metadata.uid,
-            attempt=world.attempt,
+            attempt=world.number,
             pod=pod.name,
+            pod_uid=pod.uid,
             ip=pod.ip,
             trains=said is not None and said.progress is not None,
         )
@@ -114,7 +116,7 @@ class Poller:
         if (snapshot.run_uid, snapshot.attempt) != (target.run_uid, target.attempt):
             self._failed()
             log.debug("pod %s/%s speaks of another run or attempt", target.key.namespace, target.pod)
-        elif self._cache.put_snapshot(snapshot):
+        elif self._cache.put_snapshot(snapshot, pod=target.pod_uid):
             self._wake(target.key)
 
 

@@ -9,7 +9,7 @@ from datetime import datetime
 
 from finetune_api.fields import cut
 from finetune_api.snapshot import EventType, SavedCheckpoint, Snapshot, TrainProgress
-from finetune_api.status import Checkpoint, FineTuneRunStatus, Progress, RunEvent
+from finetune_api.status import Checkpoint, FineTuneRunStatus, Progress, RunEvent, TrackingState
 
 EVENT_LIMIT = 64
 """Entries of a run's history."""
@@ -151,6 +151,8 @@ def fold(old: Progress | None, snapshot: Snapshot) -> Progress | None:
         tokens_per_second_per_device=_decimal(new.tokens_per_second_per_device, 1),
         device_utilization=_decimal(new.device_utilization, 2),
         device_memory_bytes=new.device_memory_bytes,
+        data_wait_ratio=_decimal(new.data_wait_ratio, 4),
+        mfu_ratio=_decimal(new.mfu_ratio, 3),
         last_step_time=new.last_step_time,
         step_seconds=None if new.step_seconds is None else round(new.step_seconds),
         reported_time=snapshot.time,
@@ -175,6 +177,16 @@ def checkpoints(status: FineTuneRunStatus, snapshot: Snapshot) -> tuple[Checkpoi
         return status.checkpoints
     by_name = {saved.name: Checkpoint(**saved.model_dump()) for saved in snapshot.checkpoints}
     return tuple(by_name.values())
+
+
+def tracking(status: FineTuneRunStatus, snapshot: Snapshot) -> TrackingState | None:
+    """What the MLflow server has. A trainer that hasn't reached it yet knows of no MLflow run of earlier attempts."""
+    told, known = snapshot.tracked, status.tracking
+    if told is None or is_older(snapshot, status.progress):
+        return known
+    if known is not None and known.mlflow_run_id and not told.mlflow_run_id:
+        return known.model_copy(update={"problem": cut(told.problem)})
+    return TrackingState(mlflow_run_id=told.mlflow_run_id, url=told.url, problem=cut(told.problem))
 
 
 def _megabytes(checkpoint: SavedCheckpoint) -> str:

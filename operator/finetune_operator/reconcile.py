@@ -12,7 +12,7 @@ from datetime import datetime, timedelta
 from typing import Any, Protocol
 
 from finetune_api.status import FineTuneRunStatus
-from finetune_operator import due, manifests, policy, status, waiting
+from finetune_operator import due, kueue, manifests, policy, status, waiting
 from finetune_operator.admission import Line
 from finetune_operator.budget import Budget
 from finetune_operator.children import Job, Pod
@@ -24,7 +24,7 @@ from finetune_operator.world import ChildWarning, Run, World
 
 log = logging.getLogger(__name__)
 
-_REFUSED_RETRY_SECONDS = 15.0
+_RETRY_SECONDS = 15.0
 _ONLY_LOOK = frozenset({Action.IGNORE, Action.REST, Action.WAIT, Action.FOLLOW})
 """What needs no fresh read: nothing is created or ended by it."""
 
@@ -37,6 +37,9 @@ class Cluster(Protocol):
 
     async def warnings(self, world: World) -> tuple[ChildWarning, ...]:
         """What is wrong with the run's children."""
+
+    async def workload(self, world: World) -> kueue.Workload | kueue.Silence:
+        """What Kueue says of the newest attempt's Job."""
 
     async def create(self, run: Run, manifest: Mapping[str, Any]) -> None:
         """Create a child; nothing if it is there. Raises TakenError if the name is another's, RefusedError if the
@@ -99,12 +102,15 @@ class Reconciler:
         if world is None:
             self._next_write.pop(key, None)
             return None
+        held = world.job is not None and world.job.suspended and kueue.concerns(world.run.spec)
+        if held or world.evicted:
+            world = replace(world, workload=await self._cluster.workload(world))
         return replace(world, turn=self._line.turn(world.run.metadata.uid))
 
     async def _carry_out(self, world: World, decision: Decision) -> float | None:
         if decision.action == Action.DELETE:
             await self._cluster.delete_run(world.run)
-            return None
+            return _RETRY_SECONDS  # for the case that it wasn't gone, whatever was answered
         if decision.action == Action.BEGIN:
             self._line.reserve(world.run.metadata.uid)
         refusal = await self._create(world) if decision.action == Action.CREATE else None
@@ -116,7 +122,7 @@ class Reconciler:
         if decision.action == Action.STOP:
             await self._stop(world)
         if refusal is not None:
-            return _REFUSED_RETRY_SECONDS
+            return _RETRY_SECONDS
         next_look = due.next_look(world, decision, settings=self._settings)
         if decision.action == Action.WAIT:
             return next_look  # thousands may wait, and their place is no reason to hurry

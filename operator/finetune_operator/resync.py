@@ -56,7 +56,8 @@ class Resync:
             try:
                 return await self.once(found=lambda _kind, _namespace: None)
             except GoneError as error:
-                raise UserError("FineTuneRun", "is not known to this API server; kubectl apply -f crds/") from error
+                kinds_of_ours = f"{kinds.RUN.name} or {kinds.PROFILE.name}"
+                raise UserError(kinds_of_ours, "is not known to this API server; kubectl apply -f crds/") from error
             except TransientError as error:
                 log.warning("waiting for the API server: %s", error)
                 await asyncio.sleep(error.retry_after or _FIRST_PAUSE)
@@ -81,7 +82,7 @@ class Resync:
         stirred: set[Key] = set()
         try:
             for kind in kinds.KINDS:
-                for namespace in self._settings.namespaces or (None,):
+                for namespace in (kind.is_namespaced and self._settings.namespaces) or (None,):
                     stirred |= await self._list(kind, namespace, found=found or self._found)
         except OperatorError:
             self._moved = self._last

@@ -85,6 +85,11 @@ def _degraded(seen: Seen, _: datetime) -> float:
     return float(condition is not None and condition.status == ConditionStatus.TRUE)
 
 
+def _tracking_failing(seen: Seen, _: datetime) -> float | None:
+    tracking = seen.run.status.tracking
+    return None if tracking is None else float(bool(tracking.problem))
+
+
 def queue_wait(run: Run) -> float | None:
     """Seconds from a run's creation to its first pod's start; None before."""
     created, started = run.metadata.creation_timestamp, run.status.start_time
@@ -136,6 +141,12 @@ FAMILIES: tuple[tuple[str, str, Value], ...] = (
         "Memory used on the device; on CPU the process's resident memory.",
         _decimal("device_memory_bytes"),
     ),
+    ("data_wait_ratio", "Share of step time spent waiting for data, 0 to 1.", _decimal("data_wait_ratio")),
+    (
+        "mfu_ratio",
+        "Model FLOPs utilization, 0 to 1; no series where the device's peak isn't known.",
+        _decimal("mfu_ratio"),
+    ),
     ("last_step_timestamp_seconds", "When the last step ended.", _last_step),
     ("last_checkpoint_timestamp_seconds", "When the newest checkpoint was complete.", _last_checkpoint),
     ("last_checkpoint_size_bytes", "Size of the newest checkpoint.", _checkpoint_size),
@@ -152,6 +163,11 @@ FAMILIES: tuple[tuple[str, str, Value], ...] = (
         lambda seen, _: float(seen.run.status.restarts_without_progress),
     ),
     ("degraded", "1 if something is wrong with a run that goes on, as its condition Degraded says.", _degraded),
+    (
+        "tracking_failing",
+        "1 if MLflow doesn't take what it is sent, as status.tracking says; no series without MLflow.",
+        _tracking_failing,
+    ),
     ("start_timestamp_seconds", "When the first pod ran.", _time("start_time")),
     ("completion_timestamp_seconds", "When the run ended.", _time("completion_time")),
 )

@@ -17,7 +17,7 @@ from finetune_api.status import (
     ResolvedModel,
     RunEvent,
 )
-from finetune_operator import conditions, failures, manifests, policy, progress
+from finetune_operator import conditions, failures, kueue, manifests, policy, progress
 from finetune_operator.facts import ENDS, Facts
 from finetune_operator.policy import Action, Decision
 from finetune_operator.progress import Happening
@@ -48,7 +48,7 @@ def _seen(run: Run) -> FineTuneRunStatus:
 def material(status: FineTuneRunStatus) -> FineTuneRunStatus:
     """The status without what only tells of progress: writes of the rest don't wait."""
     steady = tuple(event for event in status.events if event.type not in progress.IN_PLACE)
-    immaterial = {"progress": None, "checkpoints": (), "active_seconds": 0, "queue": None}
+    immaterial = {"progress": None, "checkpoints": (), "active_seconds": 0, "queue": None, "tracking": None}
     return status.model_copy(update=immaterial | {"events": steady})
 
 
@@ -60,6 +60,8 @@ def _derive(facts: Facts) -> FineTuneRunStatus:
         "phase": _phase(facts),
         "conditions": conditions.conditions(facts),
         "attempt": facts.attempt,
+        "job_attempt": _job_attempt(facts),
+        "job_start_time": _job_start(facts),
         "restarts_without_progress": _restarts(facts),
         "start_time": old.start_time or (pod.started if pod else None),
         "completion_time": _ended(facts) if facts.ends else None,
@@ -67,14 +69,33 @@ def _derive(facts: Facts) -> FineTuneRunStatus:
         "earlier_active_seconds": _active_seconds(facts) if facts.attempt_ends else old.earlier_active_seconds,
         "earlier_step": policy.newest_step(facts.world) if facts.attempt_ends else old.earlier_step,
         "model": _model(facts),
+        "profile": facts.world.run.profile if facts.attempt > 0 else None,
         "events": _events(facts),
         "progress": facts.progress,
         "checkpoints": progress.checkpoints(old, snapshot) if snapshot else old.checkpoints,
         "output": _output(facts),
         "failure": facts.decision.failure or (None if facts.decision.action == Action.SUCCEED else old.failure),
         "queue": _queue(facts),
+        "tracking": progress.tracking(old, snapshot) if snapshot else old.tracking,
     }
     return FineTuneRunStatus(**(dict(old) | update))
+
+
+def _job_attempt(facts: Facts) -> int:
+    """Under Kueue an attempt may go on in the Job of an earlier one."""
+    if facts.decision.action != Action.BEGIN:
+        return facts.old.job_attempt
+    return facts.world.number if facts.decision.same_job else 0
+
+
+def _job_start(facts: Facts) -> datetime | None:
+    """Kept from the attempt's own start on: it tells whether the Job was started anew since."""
+    job, known = facts.world.job, facts.old.job_start_time
+    if facts.decision.action == Action.BEGIN or not kueue.concerns(facts.world.run.spec):
+        return None
+    if job is None or (facts.world.recorded_start is not None and known is not None):
+        return known
+    return job.started
 
 
 def _phase(facts: Facts) -> Phase:
@@ -145,8 +166,15 @@ def _output(facts: Facts) -> Output | None:
     saved = word.output if word else None
     path = saved.path if saved else "output"
     uri = cut(manifests.output_uri(facts.world.run, path), 512)
-    uploaded = saved.upload_uri if saved else None
-    return Output(uri=uri, checkpoint=saved.checkpoint if saved else "", upload_uri=uploaded)
+    uploaded = cut(saved.upload_uri, 512) if saved and saved.upload_uri else None
+    tracked = word.tracked if word else None
+    return Output(
+        uri=uri,
+        checkpoint=cut(saved.checkpoint, 64) if saved else "",
+        upload_uri=uploaded,
+        mlflow_run_id=(tracked and tracked.mlflow_run_id) or None,
+        registered_model=(tracked and cut(tracked.registered_model, 320)) or None,
+    )
 
 
 def _events(facts: Facts) -> tuple[RunEvent, ...]:
@@ -161,7 +189,7 @@ def _before(facts: Facts) -> list[Happening]:
     created = facts.world.run.metadata.creation_timestamp or facts.now
     found = [Happening(type=EventType.CREATED, time=created, message="Run created.")]
     pod, attempt, started = facts.world.first, facts.old.attempt, facts.world.all_started
-    if facts.waiting and facts.waiting.for_room:
+    if facts.waiting and facts.waiting.for_room and not facts.running:
         waits = facts.old.attempt + 1 if facts.decision.action == Action.WAIT else attempt
         message = facts.waiting.message
         found.append(Happening(type=EventType.QUEUED, time=facts.now, message=message, attempt=waits))
@@ -213,6 +241,9 @@ def _saved(facts: Facts) -> str:
     """What there is to go on from."""
     snapshot = facts.world.newest_snapshot
     found = progress.checkpoints(facts.old, snapshot) if snapshot else facts.old.checkpoints
+    ran = any(event.type is EventType.STARTED and event.attempt == facts.old.attempt for event in facts.old.events)
+    if not found and ran and not facts.world.last_word:
+        return "What its pod saved last wasn't seen."
     if not found:
         return "No checkpoint was saved."
     names = ", ".join(checkpoint.name for checkpoint in found)

@@ -6,7 +6,8 @@ from datetime import timedelta
 
 from finetune_api.fields import cut
 from finetune_api.uris import Uri
-from finetune_operator.children import Pod
+from finetune_operator import kueue
+from finetune_operator.children import Job, Pod
 from finetune_operator.errors import TakenError
 from finetune_operator.settings import Settings
 from finetune_operator.world import World
@@ -28,6 +29,9 @@ CONTAINER_WAITING = "ContainerWaiting"
 NODE_UNREACHABLE = "NodeUnreachable"
 """A pod should have ended long ago, and its node doesn't say that it has."""
 
+PROFILE_MISSING = "ProfileMissing"
+"""There is no profile of the name that the run gives."""
+
 _IMAGE_REASONS = frozenset({"ErrImagePull", "ImagePullBackOff", "InvalidImageName", "ErrImageNeverPull"})
 _OVERDUE = timedelta(seconds=60)
 _TRANSIENT_REASONS = frozenset({"", "ContainerCreating", "PodInitializing"})
@@ -45,8 +49,12 @@ class Waiting:
 
 def why(world: World, *, settings: Settings) -> Waiting | None:
     """What keeps the newest attempt from running, or a new one from beginning; None if nothing unusual does."""
+    if lacks_its_profile(world):
+        return _profile_missing(world)
     if not world.turn.admitted:
         return Waiting(reason=world.turn.reason, message=world.turn.message, for_room=True)
+    if world.job is not None and world.job.suspended and not world.job.ended and kueue.concerns(world.run.spec):
+        return _for_kueue(world, job=world.job, settings=settings)
     overdue = next((pod for pod in world.live_pods if pod.deletion and world.now - pod.deletion > _OVERDUE), None)
     if overdue is not None:
         return _node_unreachable(overdue)
@@ -59,11 +67,34 @@ def why(world: World, *, settings: Settings) -> Waiting | None:
     return None
 
 
+def _for_kueue(world: World, *, job: Job, settings: Settings) -> Waiting | None:
+    new = job.created is None or (world.now - job.created).total_seconds() < settings.queued_seconds
+    if new and world.workload is kueue.Silence.NO_WORKLOAD:
+        return None  # Kueue is about to see it
+    queue = world.run.spec.queue.name if world.run.spec is not None else None
+    reason, message = kueue.waits(world.workload, queue=queue or "", job=job.name)
+    return Waiting(reason=reason, message=cut(message), for_room=True)
+
+
 def is_late(world: World, *, settings: Settings) -> bool:
     """Whether the newest attempt should be running by now, and isn't."""
     if world.job is None or world.started is not None or (world.pod is not None and world.pod.ended):
         return False
-    return world.job.created is not None and (world.now - world.job.created).total_seconds() >= settings.queued_seconds
+    since = world.job.started or world.job.created
+    late = since is not None and (world.now - since).total_seconds() >= settings.queued_seconds
+    return late and not world.job.suspended
+
+
+def lacks_its_profile(world: World) -> bool:
+    """Whether a run that would begin can't, for want of its profile."""
+    wants = world.run.spec is not None and not world.run.spec.suspend
+    return world.attempt == 0 and wants and world.run.missing_profile != ""
+
+
+def _profile_missing(world: World) -> Waiting:
+    name = world.run.missing_profile
+    message = f"There is no ClusterFineTuneProfile {name} (spec.profile): the run begins once it is there."
+    return Waiting(reason=PROFILE_MISSING, message=message, for_room=True)
 
 
 def _node_unreachable(pod: Pod) -> Waiting:

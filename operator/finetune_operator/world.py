@@ -1,8 +1,8 @@
 """All that one reconcile pass knows, read once: the run, its children, and what its trainer last said."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any, Self
 
 from pydantic import ValidationError
@@ -10,11 +10,13 @@ from pydantic import ValidationError
 from finetune_api.fields import cut
 from finetune_api.snapshot import PEER_LOST, EventType, Snapshot
 from finetune_api.spec import FineTuneRunSpec
-from finetune_api.status import ConditionStatus, ConditionType, FineTuneRunStatus, ResolvedModel
+from finetune_api.status import AppliedProfile, ConditionStatus, ConditionType, FineTuneRunStatus, ResolvedModel
 from finetune_api.types import Metadata
+from finetune_operator import kueue, profiles
 from finetune_operator.children import Claim, Job, Pod
 from finetune_operator.errors import UserError
 from finetune_operator.names import Key
+from finetune_operator.profiles import Profile
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,28 +25,69 @@ class Run:
 
     metadata: Metadata
     spec: FineTuneRunSpec | None
+    """As it is carried out, under its profile."""
     problem: UserError | None
     status: FineTuneRunStatus
+    written: Mapping[str, Any] = field(default_factory=dict)
+    """The spec of a run that hasn't begun, as its user wrote it."""
+    asked: FineTuneRunSpec | None = None
+    """The same, parsed."""
+    profile: AppliedProfile | None = None
+    """The profile that is applied."""
+    missing_profile: str = ""
+    """The profile that the run names and that isn't there."""
+    not_allowed: tuple[UserError, ...] = ()
+    """What the run asks for and its profile doesn't allow."""
 
     @classmethod
     def parse(cls, body: Mapping[str, Any]) -> Self:
         """Read an object of the API server. Raises pydantic.ValidationError if metadata or status can't be read."""
         spec, problem = None, None
+        status = FineTuneRunStatus.parse(body.get("status") or {})
+        written = body.get("spec") or {}
         try:
-            spec = FineTuneRunSpec.parse(body.get("spec") or {})
+            effective = profiles.restore(written, status.profile) if status.profile else written
+            spec = FineTuneRunSpec.parse(effective)
         except ValidationError as error:
             problem = _first_problem(error)
+        except (ValueError, AttributeError, TypeError) as error:
+            problem = UserError("status.profile.given", f"can't be read: {cut(str(error), 300)}")
         return cls(
             metadata=Metadata.parse(body["metadata"]),
             spec=spec,
             problem=problem,
-            status=FineTuneRunStatus.parse(body.get("status") or {}),
+            status=status,
+            written=written if status.attempt == 0 else {},
+            asked=spec if status.attempt == 0 else None,
+            profile=status.profile,
+        )
+
+    def under(self, offered: Iterable[Profile]) -> Self:
+        """The same under its profile as that is now; a run that has begun keeps what it began with."""
+        if self.asked is None or self.status.is_finished:
+            return self
+        found = profiles.apply(self.asked, offered, written=self.written, namespace=self.metadata.namespace)
+        return replace(
+            self,
+            spec=found.spec,
+            profile=found.applied,
+            missing_profile=found.missing,
+            not_allowed=found.refused,
         )
 
     @property
     def key(self) -> Key:
         """Which run this is."""
         return Key(self.metadata.namespace, self.metadata.name)
+
+
+_SKEW = timedelta(seconds=2)
+"""By which the clocks within a control plane may differ, whole seconds included."""
+
+
+def _later(pod: Pod, start: datetime | None) -> bool:
+    """Whether a pod was made after a start of its Job."""
+    return start is not None and pod.created is not None and pod.created >= start - _SKEW
 
 
 def paused(run: Run) -> bool:
@@ -97,6 +140,10 @@ class World:
     claim: Claim | None = None
     snapshot: Snapshot | None = None
     """What the newest attempt's trainer last answered, if it did."""
+    snapshot_pod: str | None = None
+    """UID of the pod that answered so, where it is known."""
+    workload: kueue.Workload | kueue.Silence | None = None
+    """What Kueue says of the newest attempt's Job, if that was asked."""
     warnings: tuple[ChildWarning, ...] = field(default=())
 
     @property
@@ -106,15 +153,55 @@ class World:
 
     @property
     def job(self) -> Job | None:
-        """The newest attempt's Job."""
-        return next((job for job in self.jobs if job.attempt == self.attempt > 0), None)
+        """The newest attempt's Job: its own, or under Kueue that of an earlier attempt which goes on in it."""
+        own = next((job for job in self.jobs if job.attempt == self.attempt > 0), None)
+        earlier = self.run.status.job_attempt
+        return own or next((job for job in self.jobs if job.attempt == earlier > 0), None)
+
+    @property
+    def number(self) -> int:
+        """The number that the newest attempt's Job and pods have, and their trainers tell."""
+        return self.job.attempt if self.job is not None else self.run.status.job_attempt or self.attempt
+
+    @property
+    def evicted(self) -> bool:
+        """Whether Kueue has taken back what the newest attempt ran on, perhaps to give it again since.
+
+        Told by the Job alone: it is suspended, or was started anew.
+        """
+        if self.job is None or self.recorded_start is None or not kueue.concerns(self.run.spec):
+            return False
+        return self.begun_anew or (self.job.suspended and not self.job.ended)
 
     @property
     def members(self) -> tuple[Pod, ...]:
         """The newest attempt's pods, in order: for each node the one that runs, or else the last one made."""
-        mine = [pod for pod in self.pods if pod.attempt == self.attempt > 0]
+        mine = [pod for pod in self.pods if pod.attempt == self.number > 0 and self._belongs(pod)]
         found = {pod.index: pod for pod in sorted(mine, key=lambda pod: (not pod.ended, str(pod.created), pod.name))}
         return tuple(found[index] for index in sorted(found))
+
+    def _belongs(self, pod: Pod) -> bool:
+        """Whether a pod of the Job is of the newest attempt: one Job may serve several, one after the other.
+
+        By the clock of the control plane, which wrote both times.
+        """
+        if self.job is None or not kueue.concerns(self.run.spec):
+            return True
+        if self.begun_anew:
+            return not _later(pod, self.job.started)
+        first = self.run.status.job_attempt == 0
+        return first or _later(pod, self._known_start if self.recorded_start else self.job.started)
+
+    @property
+    def _known_start(self) -> datetime | None:
+        """When the Job was started for the newest attempt, as recorded."""
+        return self.run.status.job_start_time
+
+    @property
+    def begun_anew(self) -> bool:
+        """Whether Kueue has let the Job run again since the newest attempt began."""
+        now, then = (self.job.started if self.job else None), self._known_start if self.recorded_start else None
+        return None not in (now, then) and now != then
 
     @property
     def first(self) -> Pod | None:
@@ -146,15 +233,20 @@ class World:
     @property
     def started(self) -> datetime | None:
         """When the newest attempt's pods began to run: as recorded, or as seen if they have come and gone since."""
+        return self.recorded_start or self.all_started
+
+    @property
+    def recorded_start(self) -> datetime | None:
+        """The same, as recorded."""
         recorded = self.run.status.event(EventType.STARTED)
-        if recorded is not None and recorded.attempt == self.attempt:
-            return recorded.time
-        return self.all_started
+        mine = recorded is not None and recorded.attempt == self.attempt
+        return recorded.time if recorded is not None and mine else None
 
     @property
     def strays(self) -> tuple[Job, ...]:
         """Jobs of earlier attempts that may still run: a create that was on its way when its operator died."""
-        return tuple(job for job in self.jobs if 0 < job.attempt < self.attempt and not job.ended)
+        mine = self.job
+        return tuple(job for job in self.jobs if 0 < job.attempt < self.attempt and not job.ended and job is not mine)
 
     @property
     def live_pods(self) -> tuple[Pod, ...]:
@@ -196,13 +288,19 @@ class World:
             return None
 
     def trusted(self, snapshot: Snapshot | None) -> Snapshot | None:
-        """The snapshot if it is about this run and attempt."""
-        mine = snapshot is not None and snapshot.run_uid == self.run.metadata.uid and snapshot.attempt == self.attempt
-        return snapshot if mine else None
+        """The snapshot if it is about this run and attempt, under the attempt's own number."""
+        if snapshot is None or snapshot.run_uid != self.run.metadata.uid or snapshot.attempt != self.number:
+            return None
+        if self.number == self.attempt:
+            return snapshot
+        return snapshot.model_copy(update={"attempt": self.attempt})
 
     @property
     def live_snapshot(self) -> Snapshot | None:
         """The newest answer to a poll, if it is about this run and attempt."""
+        shared = self.run.status.job_attempt > 0  # the Job's earlier pods said so under the same number
+        if shared and self.snapshot_pod not in {pod.uid for pod in self.members}:
+            return None
         return self.trusted(self.snapshot)
 
     @property

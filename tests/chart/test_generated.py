@@ -27,11 +27,14 @@ def test_every_value_says_what_it_is_for() -> None:
 
 
 def test_the_crds_are_rendered_as_they_are_in_crds(helm: Helm) -> None:
-    (path,) = (ROOT / "crds").glob("*.yaml")
-    wanted = yaml.safe_load(path.read_text())
-    found = one(helm.render(), "CustomResourceDefinition", wanted["metadata"]["name"])
-    assert found["metadata"]["annotations"] == {"helm.sh/resource-policy": "keep"}
-    assert {**found, "metadata": {"name": found["metadata"]["name"]}} == wanted
+    rendered = helm.render()
+    paths = sorted((ROOT / "crds").glob("*.yaml"))
+    assert len(paths) == sum(o["kind"] == "CustomResourceDefinition" for o in rendered)
+    for path in paths:
+        wanted = yaml.safe_load(path.read_text())
+        found = one(rendered, "CustomResourceDefinition", wanted["metadata"]["name"])
+        assert found["metadata"]["annotations"] == {"helm.sh/resource-policy": "keep"}
+        assert {**found, "metadata": {"name": found["metadata"]["name"]}} == wanted
 
 
 def test_the_crds_are_left_out_or_given_up_on_request(newest: Helm) -> None:
@@ -55,7 +58,7 @@ def rules(objects: list[Object], kind: str) -> list[Object]:
 def test_the_rights_are_those_of_the_example(newest: Helm) -> None:
     """Which is what the operator's tests run with."""
     example = list(yaml.safe_load_all(Path(ROOT / "examples" / "operator-rbac.yaml").read_text()))
-    outside = {"settings": {"podAccess": "proxy"}, "rbac": {"aggregate": False}}
+    outside = {"settings": {"podAccess": "proxy"}, "rbac": {"aggregate": False}, "kueue": {"enabled": True}}
     rendered = list(newest.render(outside))
     assert rules(rendered, "ClusterRole") == rules(example, "ClusterRole")
     assert rules(rendered, "Role") == rules(example, "Role")

@@ -29,6 +29,7 @@ from tests.cluster.audit import AuditLog
 from tests.cluster.conftest import VENV_FIRST, Kubectl, fresh_namespace
 from tests.cluster.controlplane import ControlPlane
 from tests.cluster.podspec import Image
+from tests.cluster.rest import ApiError
 from tests.cluster.stage import STUB, Stage, manifest, until
 
 pytestmark = pytest.mark.cluster
@@ -216,8 +217,93 @@ def test_it_serves_the_namespaces_that_it_is_given_and_needs_no_right_in_others(
         assert "phase" not in elsewhere.status("unseen")
         assert (may_list_pods(stage), may_list_pods(elsewhere)) == (True, False)
         bindings = json.loads(kubectl("get", "clusterrolebindings", "-o", "json"))["items"]
-        assert not [b for b in bindings if RELEASE in json.dumps(b.get("subjects", []))]
+        ours = [b["metadata"]["name"] for b in bindings if RELEASE in json.dumps(b.get("subjects", []))]
+        assert ours == [f"{RELEASE}-profiles"], "to read profiles, which are the whole cluster's, and nothing else"
         assert refused(audit_log, mark) == []
+
+
+PROFILE: Mapping[str, Any] = {
+    "deviceResource": "",
+    "namespaces": [],
+    "nodeSelector": {"kubernetes.io/os": "linux"},
+    "defaults": {"resources": {"cpu": "100m", "memory": "100Mi"}},
+    "limits": {
+        "nodes": 1,
+        "devicesPerNode": [1, 2],
+        "devices": 4,
+        "cpu": "200m",
+        "memory": "200Mi",
+        "sharedMemory": "1Gi",
+        "storageSize": "1Gi",
+        "storageClassNames": ["standard"],
+        "modelUris": ["hf://example/"],
+        "datasetUris": ["configmap://"],
+        "uploadUris": [],
+        "mlflowUris": ["https://mlflow.example.com/"],
+    },
+}
+GPU = {**PROFILE, "deviceResource": "nvidia.com/gpu", "limits": {**PROFILE["limits"], "nodes": 4}}
+PROFILES = {"cpu": PROFILE, "gpu": GPU, "others": {**PROFILE, "namespaces": ["elsewhere"]}}
+OVER: Sequence[tuple[Mapping[str, Any], str]] = (
+    ({"profile": "others"}, "spec.profile: profile others is not for namespace"),
+    (
+        {"profile": "gpu", "resources": {"deviceResource": None, "nodes": 4, "devicesPerNode": 2}},
+        "4 devices at most",
+    ),
+    (
+        {"profile": "gpu", "resources": {"deviceResource": None, "devicesPerNode": 3}},
+        "3 is not what profile gpu offers",
+    ),
+    ({"resources": {"nodes": 2}}, "spec.resources.nodes: 2 is more than profile cpu allows: 1 at most"),
+    ({"resources": {"deviceResource": "a.com/gpu"}}, "spec.resources.deviceResource: a.com/gpu is not"),
+    ({"resources": {"cpu": "0.5"}}, "spec.resources.cpu: 0.5 is more than profile cpu allows: 200m at most"),
+    ({"resources": {"memory": "1Gi"}}, "spec.resources.memory: 1Gi is more"),
+    ({"resources": {"sharedMemory": "1025Mi"}}, "spec.resources.sharedMemory: 1025Mi is more"),
+    ({"resources": {"nodeSelector": {"kubernetes.io/os": "plan9"}}}, "spec.resources.nodeSelector: profile cpu"),
+    ({"resources": {"tolerations": [{"operator": "Exists"}]}}, "spec.resources.tolerations: profile cpu"),
+    ({"resources": {"priorityClassName": "high"}}, "spec.resources.priorityClassName: high is not"),
+    ({"storage": {"claimTemplate": {"size": "2Gi"}}}, "spec.storage.claimTemplate.size: 2Gi is more"),
+    ({"storage": {"claimTemplate": {"storageClassName": "gold"}}}, "storageClassName: gold is not what"),
+    ({"storage": {"uploadUri": "s3://models"}}, "spec.storage.uploadUri: s3://models is not allowed"),
+    ({"model": {"uri": "hf://example-org/model"}}, "spec.model.uri: hf://example-org/model is not allowed"),
+    ({"model": {"trustRemoteCode": True}}, "spec.model.trustRemoteCode: profile cpu"),
+    ({"dataset": {"train": {"uri": "hf://squad"}}}, "spec.dataset.train.uri: hf://squad is not allowed"),
+    ({"dataset": {"eval": {"uri": "hf://squad"}}}, "spec.dataset.eval.uri: hf://squad is not allowed"),
+    ({"tracking": {"mlflow": {"trackingUri": "https://mlflow.example.com.evil.org"}}}, "spec.tracking.mlflow"),
+    ({"trainer": {"image": "mine"}}, "spec.trainer.image: profile cpu"),
+    ({"task": "Custom", "trainer": {"image": "mine", "command": ["a"]}}, "spec.task: profile cpu"),
+)
+"""What the API server refuses under the profile `cpu`, or another, and what it says."""
+
+
+def answer(stage: Stage, spec: Mapping[str, Any]) -> str:
+    """What the API server says to a run, which isn't stored."""
+    try:
+        stage.api.request("POST", stage.runs, body=manifest("tried", **{"profile": "cpu", **spec}), dryRun="All")
+    except ApiError as error:
+        return str(error)
+    return ""
+
+
+def test_profiles_come_with_it_and_the_api_server_refuses_what_they_do_not_allow(
+    newest_free: Helm, kubectl: Kubectl, stage: Stage
+) -> None:
+    profiles = [{"name": name, "spec": spec} for name, spec in PROFILES.items()]
+    values = {**VALUES, "profiles": {"install": profiles, "admissionPolicy": True}}
+    with installed(newest_free, values=values):
+        found = kubectl("get", "cftp", "-o", "name").split()
+        assert found == [f"clusterfinetuneprofile.finetune.dev/{name}" for name in PROFILES]
+        until(lambda: answer(stage, OVER[0][0]), bool, what="the policy")
+        for spec, said in OVER:
+            assert said in answer(stage, spec)
+        own = {"resources": {"deviceResource": None, "cpu": None, "memory": None}}
+        for allowed in ({}, own, {"profile": "not-there"}, {"profile": None, "resources": {"nodes": 2}}):
+            assert answer(stage, allowed) == ""
+        stage.submit("under-it", profile="cpu", **own)
+        assert stage.finished("under-it")["profile"]["name"] == "cpu"
+        newest_free("upgrade", RELEASE, str(CHART), "-n", NAMESPACE, "--wait", "--timeout", "60s", values=values)
+        assert kubectl("get", "cftp", "-o", "name").split() == found
+    kubectl("delete", "cftp", "--all")
 
 
 def test_waiting_for_an_operator_that_never_gets_ready_fails(live: Helm) -> None:

@@ -19,6 +19,8 @@ from tests.chart.helm import NAMESPACE, RELEASE, Helm, Object, Values, kinds, on
 
 VERSIONS = [f"1.{minor}" for minor in range(29, 38)]
 NO_SCHEMA = {"ServiceMonitor", "PodMonitor", "PrometheusRule"}
+POLICY = {"ValidatingAdmissionPolicy", "ValidatingAdmissionPolicyBinding"}
+"""From Kubernetes 1.30 on."""
 TRAINERS = f"{RELEASE}-trainers"
 ALWAYS = {
     "ClusterRole",
@@ -53,7 +55,7 @@ SWITCHES: Mapping[str, tuple[Values, set[str]]] = {
     "as it is": ({}, ALWAYS),
     "for some namespaces": (
         {"namespaces": ["a", "b"], "rbac": {"aggregate": False}},
-        ALWAYS - {"ClusterRole", "ClusterRoleBinding"},
+        ALWAYS,
     ),
     "without CRDs": ({"crds": {"enabled": False}}, ALWAYS - {"CustomResourceDefinition"}),
     "CRDs that go with it": ({"crds": {"keep": False}}, ALWAYS),
@@ -70,6 +72,7 @@ SWITCHES: Mapping[str, tuple[Values, set[str]]] = {
         ALWAYS - {"Role", "RoleBinding"},
     ),
     "through the API server": ({"settings": {"podAccess": "proxy"}}, ALWAYS),
+    "with Kueue": ({"kueue": {"enabled": True}}, ALWAYS),
     "scraped": (
         {
             "service": {"enabled": False},
@@ -89,7 +92,7 @@ SWITCHES: Mapping[str, tuple[Values, set[str]]] = {
                 "trainers": {"enabled": True, "from": [PEER]},
             },
         },
-        ALWAYS - {"ClusterRoleBinding"},
+        ALWAYS,
     ),
     "closed, for all namespaces": ({"networkPolicy": {"egress": {"enabled": True}}}, ALWAYS),
     "placed": (POD, ALWAYS),
@@ -105,6 +108,10 @@ SWITCHES: Mapping[str, tuple[Values, set[str]]] = {
             "fullnameOverride": "other",
         },
         ALWAYS,
+    ),
+    "with profiles": (
+        {"profiles": {"install": [{"name": "a100", "spec": {"limits": {"nodes": 1}}}], "admissionPolicy": True}},
+        ALWAYS | {"ClusterFineTuneProfile"} | POLICY,
     ),
     "with more": ({"extraObjects": [EXTRA, TEXT]}, ALWAYS | {"ConfigMap", "Secret"}),
 }
@@ -150,15 +157,17 @@ def rendered(helm: Helm, *, old: bool) -> Sequence[Object]:
     found = {}
     for values, _ in SWITCHES.values():
         for made in helm.render(values, version=version):
-            key = made["kind"] if made["kind"] == "CustomResourceDefinition" else json.dumps(made, sort_keys=True)
+            is_crd = made["kind"] == "CustomResourceDefinition"
+            key = made["metadata"]["name"] if is_crd else json.dumps(made, sort_keys=True)
             found[key] = made
     return list(found.values())
 
 
 @pytest.mark.parametrize("version", VERSIONS)
 def test_every_object_fits_the_schemas_of(version: str, newest: Helm) -> None:
-    objects = [o for o in rendered(newest, old=version == "1.29") if o["kind"] not in NO_SCHEMA]
-    assert {o["kind"] for o in objects} == ALWAYS | {"ConfigMap", "Secret"}
+    old, unknown = version == "1.29", NO_SCHEMA | {"ClusterFineTuneProfile"}
+    objects = [o for o in rendered(newest, old=old) if o["kind"] not in unknown]
+    assert {o["kind"] for o in objects} == ALWAYS | {"ConfigMap", "Secret"} | (set() if old else POLICY)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # the validator's own
         for found in objects:
@@ -215,7 +224,20 @@ def test_for_some_namespaces_it_has_no_right_in_others(newest: Helm) -> None:
     objects = newest.render({"namespaces": ["a", "b"]})
     roles = {(o["metadata"]["namespace"], o["metadata"]["name"]) for o in objects if o["kind"] == "Role"}
     assert roles == {("a", RELEASE), ("b", RELEASE), (NAMESPACE, f"{RELEASE}-lease")}
-    assert not [o for o in objects if o["kind"] == "ClusterRoleBinding"]
+    (bound,) = [o for o in objects if o["kind"] == "ClusterRoleBinding"]
+    profiles = {"apiGroups": ["finetune.dev"], "resources": ["clusterfinetuneprofiles"], "verbs": ["list", "watch"]}
+    assert one(objects, "ClusterRole", bound["roleRef"]["name"])["rules"] == [profiles]
+    assert all(profiles not in o["rules"] for o in objects if o["kind"] == "Role")
+
+
+def test_the_policy_is_for_the_namespaces_that_are_served(newest: Helm) -> None:
+    chosen = {"profiles": {"admissionPolicy": True}}
+    name, kind = f"{RELEASE}-profiles", "ValidatingAdmissionPolicyBinding"
+    assert "matchResources" not in one(newest.render(chosen), kind, name)["spec"]
+    found = one(newest.render({**chosen, "namespaces": ["a", "b"]}), kind, name)["spec"]["matchResources"]
+    (term,) = found["namespaceSelector"]["matchExpressions"]
+    assert term == {"key": "kubernetes.io/metadata.name", "operator": "In", "values": ["a", "b"]}
+    assert not POLICY & set(kinds(newest.render(chosen, version="1.29.9")))
 
 
 def test_the_lease_is_the_operators_alone_where_it_lies(newest: Helm) -> None:

@@ -17,6 +17,7 @@ REFUSED = {
     "an unknown key": ({"replica": 3}, "replica"),
     "an unknown setting": ({"settings": {"pollSecond": 1}}, "pollSecond"),
     "an unknown key deep within": ({"networkPolicy": {"trainers": {"enable": True}}}, "enable"),
+    "a profile without a name": ({"profiles": {"install": [{"spec": {}}]}}, "name"),
     "a word for a number": ({"settings": {"workers": "many"}}, "workers"),
     "a number for a switch": ({"crds": {"keep": 1}}, "keep"),
     "a namespace that can't be": ({"namespaces": ["Team_A"]}, "namespaces"),
@@ -59,7 +60,7 @@ def test_no_object_takes_unknown_keys_but_kubernetes_own_types() -> None:
     open_ones = {path for path, schema in objects(SCHEMA) if "additionalProperties" not in schema}
     peers = {".networkPolicy.metricsFrom[]", ".networkPolicy.trainers.from[]"}
     pod = {".env[]", ".resources", ".tolerations[]", ".affinity", ".topologySpreadConstraints[]"}
-    assert open_ones == {".global", ".extraObjects[]", *peers, *pod}
+    assert open_ones == {".global", ".extraObjects[]", ".profiles.install[].spec", *peers, *pod}
     assert all(schema["$comment"] for path, schema in objects(SCHEMA) if path in open_ones)
 
 

@@ -158,11 +158,11 @@ def here(kubectl: Kubectl, namespace: str) -> Here:
 
 @pytest.fixture(scope="session")
 def crd(kubectl: Kubectl) -> str:
-    """The CRD of the checkout, installed; its name."""
+    """The CRDs of the checkout, installed; the name of the runs'."""
     folder = Path(__file__).resolve().parents[2] / "crds"
     kubectl("apply", "--server-side", "--force-conflicts", "-f", str(folder))
     # kubectl can't wait for a condition of an object that has no list of conditions yet, as a new one hasn't
-    kubectl("wait", "--for=jsonpath={.status.acceptedNames.kind}=FineTuneRun", "--timeout=30s", "-f", str(folder))
+    kubectl("wait", "--for=jsonpath={.status.acceptedNames.kind}", "--timeout=30s", "-f", str(folder))
     kubectl("wait", "--for=condition=Established", "--timeout=30s", "-f", str(folder))
     return "finetuneruns.finetune.dev"
 

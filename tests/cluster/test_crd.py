@@ -69,10 +69,18 @@ def test_the_checkout_has_what_the_models_say(crd: str) -> None:
     assert yaml.safe_load((root / "crds/finetune.dev_finetuneruns.yaml").read_text()) == generated.crd()
 
 
-def test_a_new_run_shows_every_default_and_waits_for_its_first_look(api: proxy.Proxy, runs: str) -> None:
+def test_a_new_run_shows_every_default_but_those_that_a_profile_may_give_and_waits_for_its_first_look(
+    api: proxy.Proxy, runs: str
+) -> None:
     run = api.request("GET", created(api, runs)).body
-    assert run["spec"] == FineTuneRunSpec.parse(builders.run()["spec"]).to_wire()
-    assert run["spec"]["training"]["maxDuration"] == "1ep"
+    whole = FineTuneRunSpec.parse(builders.run()["spec"]).to_wire()
+    open_ones = {path.removeprefix("spec.") for path in generated.RUN.left_open} - {"storage.claimTemplate"}
+    given = {name: value for name, value in run["spec"].items() if name not in open_ones}
+    assert given == {name: value for name, value in whole.items() if name not in open_ones}
+    assert {name: run["spec"][name] for name in open_ones} == {name: {} for name in open_ones} | {
+        "training": {"batchSize": {}, "preference": {}}
+    }
+    assert FineTuneRunSpec.parse(run["spec"]) == FineTuneRunSpec.parse(builders.run()["spec"]), "the operator has them"
     assert run["status"] == {"observedGeneration": -1}
 
 

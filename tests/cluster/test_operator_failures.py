@@ -102,17 +102,6 @@ def test_a_last_word_that_is_no_snapshot_is_shown_as_it_is(shared: Stage) -> Non
     assert failure["reason"] == "DataInvalid"
 
 
-def test_what_is_not_built_is_refused_by_name(shared: Stage) -> None:
-    shared.submit("later", profile="a100-small", tracking={"tensorBoard": True})
-    status = shared.finished("later")
-    assert status["phase"] == "Failed"
-    assert status["failure"]["reason"] == "NotSupported"
-    for field in ("spec.profile: profile a100-small", "spec.tracking.tensorBoard: tensorBoard true"):
-        assert f"{field} is not supported by this version" in status["failure"]["message"]
-    assert condition(status, "Accepted")["status"] == "False"
-    assert [shared.list(kind, of="later") for kind in ("jobs", "pods", "persistentvolumeclaims")] == [[], [], []]
-
-
 def test_a_storage_class_that_does_not_exist_is_named(shared: Stage) -> None:
     shared.submit("unbound", storage={"claimTemplate": {"storageClassName": "fast"}})
     status = shared.until("unbound", lambda status: condition(status, "Admitted").get("reason") == "ClaimPending")

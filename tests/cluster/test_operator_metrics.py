@@ -34,9 +34,12 @@ def prometheus() -> Path:
 
 
 @contextlib.contextmanager
-def scraping(binary: Path, targets: Mapping[str, str], *, folder: Path) -> Iterator[str]:
-    """A Prometheus that scrapes these jobs each second; its address."""
-    jobs = [{"job_name": job, "static_configs": [{"targets": [target]}]} for job, target in targets.items()]
+def scraping(
+    binary: Path, targets: Mapping[str, str], *, folder: Path, files: Mapping[str, Path] | None = None
+) -> Iterator[str]:
+    """A Prometheus that scrapes these jobs each second, and those whose targets are in `files`; its address."""
+    jobs: list[Any] = [{"job_name": job, "static_configs": [{"targets": [target]}]} for job, target in targets.items()]
+    jobs += [{"job_name": job, "file_sd_configs": [{"files": [str(file)]}]} for job, file in (files or {}).items()]
     config = folder / "prometheus.json"
     config.write_text(json.dumps({"global": {"scrape_interval": "1s"}, "scrape_configs": jobs}))
     address = f"127.0.0.1:{free_port()}"
@@ -83,6 +86,9 @@ SOMETIMES = {
     "finetune_run_failure": "nothing failed",
     "finetune_run_eval_loss": "nothing is evaluated",
     "finetune_run_device_utilization_ratio": "there is no device",
+    "finetune_run_data_wait_ratio": "the stub doesn't tell it",
+    "finetune_run_mfu_ratio": "the stub doesn't tell it",
+    "finetune_run_tracking_failing": "it isn't tracked",
     "finetune_run_completion_timestamp_seconds": "it has not ended",
 }
 """Families that this run has no series of, and why."""
@@ -169,6 +175,8 @@ NOT_ON_A_CPU = {
     "finetune_trainer_device_utilization_ratio",
     "finetune_trainer_device_power_watts",
     "finetune_trainer_device_temperature_celsius",
+    "finetune_trainer_mfu_ratio",
+    "finetune_run_mfu_ratio",
     "finetune_run_device_utilization_ratio",
 }
 

@@ -22,8 +22,9 @@ from tests.faults.operators import Kubelet, environment
 from tests.faults.oracles import Case, Finding
 from tests.faults.plans import Plan, Seen
 from tests.faults.proxy import Proxy
-from tests.faults.rules import CRASHES, Do, RuleBook
+from tests.faults.rules import CRASHES, OF_A_WATCH, Do, RuleBook
 from tests.faults.scenario import Late, Play, Scenario
+from tests.faults.wire import Exchange
 
 SETTINGS = {
     **QUICK,
@@ -39,7 +40,7 @@ SETTINGS = {
 """Every progress is written at once, so that each run of a scenario writes the same."""
 QUIET_SECONDS = 1.0
 RESTLESS_SECONDS = 15.0
-KINDS_WATCHED = 4
+KINDS_WATCHED = 5
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -65,6 +66,11 @@ class Outcome:
     def oracles(self) -> set[str]:
         """Which ones."""
         return {finding.oracle for finding in self.findings}
+
+
+def _goes_on(watch: Exchange) -> bool:
+    """Whether it was opened; one that was only slow was."""
+    return not watch.fault or watch.fault.startswith(Do.DELAY)
 
 
 class Performance:
@@ -117,6 +123,7 @@ class Performance:
         )
         crashes = asyncio.create_task(self._restart_after_crashes(play, kubelet))
         try:
+            await self._until_lines_can_be_struck(proxy)
             await play.run(self._steps)
             await play.run([{"until": {"run": run, "gone": True}} for run in play.deleted])
             await self._settle(proxy, kubelet)
@@ -130,6 +137,14 @@ class Performance:
             crashes.cancel()
             await asyncio.gather(crashes, return_exceptions=True)
         return ""
+
+    async def _until_lines_can_be_struck(self, proxy: Proxy) -> None:
+        """Where a line of a watch is to be struck, the scenario waits for the watches: a list would hold the object."""
+        began = time.monotonic()
+        while any(rule.do in OF_A_WATCH for rule in self._rules.waiting) and not self._watches(proxy):
+            if time.monotonic() > began + self._plan.bound:
+                raise Late("the operator doesn't watch")
+            await asyncio.sleep(LOOK_SECONDS)
 
     async def _look(self) -> None:
         """Note what isn't whole in the volumes now."""
@@ -175,7 +190,7 @@ class Performance:
     def _watches(self, proxy: Proxy) -> bool:
         """Whether every watch was opened since the restart, and since what no watch survives."""
         since = max(self._restarted, self._rules.watches_since())
-        watches = [one for one in proxy.log if one.request.is_watch and one.at > since and not one.fault]
+        watches = [one for one in proxy.log if one.request.is_watch and one.at > since and _goes_on(one)]
         return len({watch.request.resource for watch in watches}) >= KINDS_WATCHED
 
     def _judged(self, proxy: Proxy, kubelet: Kubelet, *, late: str, seconds: float) -> Outcome:

@@ -5,7 +5,7 @@ from datetime import datetime
 from typing import Any
 
 from finetune_api.status import FineTuneRunStatus
-from finetune_operator import kinds
+from finetune_operator import kinds, kueue
 from finetune_operator.admission import Line
 from finetune_operator.cache import Cache
 from finetune_operator.children import Body, Job, Pod
@@ -34,6 +34,9 @@ class Cached:
 
     async def warnings(self, world: World) -> tuple[ChildWarning, ...]:
         return await self.memory.warnings(world)
+
+    async def workload(self, world: World) -> kueue.Workload | kueue.Silence:
+        return await self.memory.workload(world)
 
     async def create(self, run: Run, manifest: Mapping[str, Any]) -> None:
         await self.memory.create(run, manifest)

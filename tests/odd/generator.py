@@ -16,14 +16,16 @@ from typing import Any
 from pydantic import ValidationError
 
 from finetune_api import crd, types
+from finetune_api.profile import ClusterFineTuneProfileSpec
 from finetune_api.spec import FineTuneRunSpec
-from finetune_operator import support
-from tests.constraint_rows import FORMATS, SPEC
+from tests import builders, constraint_rows, profile_rows
+from tests.constraint_rows import SPEC
 
 Node = Mapping[str, Any]
 Object = dict[str, Any]
 
-SCHEMA = crd.schema()
+SCHEMA, PROFILE_SCHEMA = crd.schema(), crd.schema(crd.PROFILE)
+FORMATS = {**constraint_rows.FORMATS, **profile_rows.FORMATS}
 MOST = 4
 """Entries of a list or map, mostly; sometimes as many as may be."""
 WORDS: Sequence[str] = (
@@ -62,9 +64,9 @@ class Oddity(Enum):
     BROKEN = auto()
     """Some formats and rules are broken."""
     VALID = auto()
-    """As the schema takes it, also what this version doesn't do."""
+    """As the schema takes it."""
     TAME = auto()
-    """As VALID, and this version does it."""
+    """As VALID, and most start."""
 
 
 class Generator:
@@ -89,6 +91,16 @@ class Generator:
             "annotations": {"example.com/a": self.text()},
         }
         return {"apiVersion": types.API_VERSION, "kind": types.KIND, "metadata": metadata, "spec": spec}
+
+    def profile(self, name: str) -> Object:
+        """One that the API server would keep."""
+        spec: Object = self.of(PROFILE_SCHEMA["properties"]["spec"], "profile", broken=0.0)
+        try:
+            ClusterFineTuneProfileSpec.parse(spec)
+        except ValidationError:
+            spec.pop("defaults", None)
+            spec.pop("tolerations", None)
+        return builders.profile(name, **spec)
 
     def status(self) -> Object:
         """One that the API server would keep."""
@@ -181,28 +193,13 @@ def repaired(spec: Object) -> Object:
 
 
 def tame(spec: Object, chance: random.Random) -> Object:
-    """The same, without what this version doesn't do yet."""
+    """The same, mostly without what keeps a run from starting."""
     found = repaired(spec)
-    for _ in range(50):
-        for verb in ("cancel", "suspend", "managedBy", "activeDeadlineSeconds", "ttlSecondsAfterFinished"):
-            if chance.random() < 0.7:
-                found.pop(verb, None)
-        gaps = [gap.field.split(".")[1:] for gap in support.gaps(FineTuneRunSpec.parse(found))]
-        if not gaps:
-            return found
-        for field in gaps:
-            if field[-1] == "uri":
-                uris = ("hf://org/name@main", "pvc://models/a b") if field[0] == "model" else ("configmap://d/t.jsonl",)
-                found[field[0]] = _with(found[field[0]], field[1:], chance.choice(uris))
-            else:
-                _drop(found, field)
-        found = repaired(found)
-    raise AssertionError("it can't be tamed")
-
-
-def _with(body: Object, path: Sequence[str], value: Any) -> Object:
-    inner = value if len(path) == 1 else _with(body.get(path[0], {}), path[1:], value)
-    return body | {path[0]: inner}
+    verbs = ("cancel", "suspend", "activeDeadlineSeconds", "ttlSecondsAfterFinished")
+    for field in (*verbs, "managedBy", "queue", "profile"):
+        if chance.random() < 0.7:
+            found.pop(field, None)
+    return found
 
 
 REQUIRED = frozenset({"model", "model.uri", "dataset", "dataset.train", "dataset.train.uri"})

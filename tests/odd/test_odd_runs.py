@@ -56,6 +56,9 @@ class Story:
         body = self.make.run(self.make.name(number), namespace="odd", oddity=self.oddity)
         self.key = Key("odd", body["metadata"]["name"])
         self.tampered = self.chance.random() < 0.1
+        profile = body["spec"].get("profile")
+        if isinstance(profile, str) and self.chance.random() < 0.7:
+            self.memory.add(self.make.profile(profile))
         self.memory.add(body | {"status": self.make.status() if self.tampered else {"observedGeneration": -1}})
 
     def look(self, times: int = 2) -> None:

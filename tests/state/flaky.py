@@ -7,6 +7,7 @@ from enum import Enum, auto
 from typing import Any
 
 from finetune_api.status import FineTuneRunStatus
+from finetune_operator import kueue
 from finetune_operator.children import Job, Pod
 from finetune_operator.errors import ConflictError, TransientError
 from finetune_operator.memory import Memory
@@ -56,6 +57,9 @@ class Flaky:
 
     async def warnings(self, world: World) -> tuple[ChildWarning, ...]:
         return await self.memory.warnings(world)
+
+    async def workload(self, world: World) -> kueue.Workload | kueue.Silence:
+        return await self.memory.workload(world)
 
     async def create(self, run: Run, manifest: Mapping[str, Any]) -> None:
         strike = self._before()

@@ -26,6 +26,10 @@ VIOLATIONS = {
         "trainer-image/finetune_trainer/reporting/journal.py",
         "import finetune_trainer.reporting.server",
     ),
+    "trainer-tracking": (
+        "trainer-image/finetune_trainer/tracking/server.py",
+        "import finetune_trainer.tracking.tracker",
+    ),
     "api-is-pydantic": ("operator/finetune_api/uris.py", "import aiohttp"),
     "kopf-at-the-edge": ("operator/finetune_operator/reconcile.py", "import kopf"),
     "kubernetes-at-the-edge": ("operator/finetune_operator/status.py", "import kubernetes.aio.client"),

@@ -35,8 +35,8 @@ def _configuration(arguments: Sequence[str]) -> str | None:
     parser = argparse.ArgumentParser(
         "python -m finetune_trainer",
         description="Fine-tunes a language model and writes checkpoints and the result to the run's folder."
-        " Exit codes: 0 done, 64 bad configuration, 65 bad data, 66 model or data not found, 73 storage full,"
-        " 75 stopped on request, 77 no permission, 78 diverged, 137 out of memory.",
+        " Exit codes: 0 done, 64 bad configuration, 65 bad data, 66 model or data not found, 69 hub unreachable,"
+        " 73 storage full, 75 stopped on request, 77 no permission, 78 diverged, 137 out of memory.",
     )
     parser.add_argument("--config", type=Path, metavar="FILE", help="JSON configuration; else FINETUNE_CONFIG holds it")
     file: Path | None = parser.parse_args(arguments).config

@@ -10,6 +10,7 @@ from collections.abc import Callable
 
 from pydantic import ValidationError
 
+from finetune_api import mistakes
 from finetune_api.snapshot import EventType, ExitCode
 from finetune_api.trainer_config import CONFIG_VARIABLE, TrainerConfig
 from finetune_trainer import distributed, memory, preflight
@@ -18,6 +19,7 @@ from finetune_trainer.reporting import history, journal, metrics, server
 from finetune_trainer.reporting.reporter import Reporter
 from finetune_trainer.saves import upload
 from finetune_trainer.stopping import StopRequest
+from finetune_trainer.tracking.tracker import Tracker
 
 logger = logging.getLogger(__name__)
 
@@ -29,27 +31,34 @@ def main(configuration: str | None = None) -> int:
     given = os.environ.get(CONFIG_VARIABLE, "") if configuration is None else configuration
     uid, attempt = _identity(given)
     reporter = Reporter(uid, attempt=attempt)
+    tracker = Tracker(reporter)
 
     def say_stopped() -> None:
         _end(
             reporter, "Stopped", "stopped on request while there was nothing to save; nothing is lost", ExitCode.STOPPED
         )
+        tracker.end(ExitCode.STOPPED, stop_requested=lambda: True)
         log.drain()
 
     stop = StopRequest(last_act=say_stopped)
     stop.listen()
     if os.environ.get("LOCAL_RANK", "0") == "0":
         server.start(reporter)
-    code = _exit_code(reporter, lambda: run(_configuration(given), reporter, stop))
+    code = _exit_code(reporter, lambda: run(_configuration(given), reporter, stop, tracker))
+    stop.training_begins()  # how it ends is decided: a stop cuts short what is still told to MLflow, no more
+    reporter.write_last_word()
+    tracker.end(code, stop_requested=stop.is_requested)
     stop.ignore()
     reporter.write_last_word()
     log.drain()
     return code
 
 
-def run(config: TrainerConfig, reporter: Reporter, stop: StopRequest) -> None:
+def run(config: TrainerConfig, reporter: Reporter, stop: StopRequest, tracker: Tracker) -> None:
     """One attempt. Raises a TrainerError where it ends before its time."""
     metrics.describe(config, device="")
+    if os.environ.get("RANK", "0") == "0":
+        tracker.begin(config)
     earlier = history.finished(config)
     if earlier is not None:
         reporter.recall(earlier)
@@ -67,6 +76,7 @@ def run(config: TrainerConfig, reporter: Reporter, stop: StopRequest) -> None:
 
     from finetune_trainer import training  # imports torch and transformers: seconds
 
+    journal.adopt()
     training.run(config, prepared, reporter, stop)
 
 
@@ -77,8 +87,7 @@ def _configuration(given: str) -> TrainerConfig:
     try:
         return TrainerConfig.decode(given)
     except ValidationError as error:
-        wrong = [f"{'.'.join(map(str, e['loc'])) or 'the whole'}: {e['msg']}" for e in error.errors(include_url=False)]
-        raise ConfigInvalid(f"the configuration can't be used: {'; '.join(wrong[:5])}") from error
+        raise ConfigInvalid(f"the configuration can't be used: {mistakes.told(error, TrainerConfig)}") from error
 
 
 def _identity(given: str) -> tuple[str, int]:

@@ -37,6 +37,12 @@ class NotFound(TrainerError):
     exit_code = ExitCode.NOT_FOUND
 
 
+class HubUnreachable(TrainerError):
+    """The hub doesn't answer, or has trouble of its own: it may pass."""
+
+    exit_code = ExitCode.UNREACHABLE
+
+
 class StorageFailed(TrainerError):
     """The run's volume is full, read-only or broken."""
 

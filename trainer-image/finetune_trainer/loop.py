@@ -8,7 +8,6 @@ import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,7 +18,7 @@ from finetune_api.snapshot import EventType, SavedCheckpoint, TrainProgress
 from finetune_api.trainer_config import TrainerConfig
 from finetune_trainer.data.plan import Batch, Plan
 from finetune_trainer.errors import Diverged, Stopped
-from finetune_trainer.learning import generators, optimizer, sharding
+from finetune_trainer.learning import flops, generators, optimizer, sharding
 from finetune_trainer.learning.evaluation import Evaluator, Watch
 from finetune_trainer.learning.model import Learner
 from finetune_trainer.learning.objective import Objective
@@ -47,6 +46,8 @@ class Training:
     found: checkpoint.Found
     reporter: Reporter
     facts: Mapping[str, Any]
+    utilization: flops.Utilization | None
+    """How much of its devices it uses, where that can be told."""
     stop_requested: Callable[[], bool]
     """Of any process. Each must ask."""
     stop_requested_here: Callable[[], bool]
@@ -60,10 +61,10 @@ def train(training: Training) -> None:
     ranks = learner.ranks
     transformers.set_seed(config.training.seed + ranks.place.rank)
     position, watch = _beginning(training, adamw)
-    steps = History(Path(config.run_path), steps_done=position.step, writes=ranks.is_first)
+    steps = History(config, steps_done=position.step, writes=ranks.is_first)
     reporter.training_begins(_extent(plan), tokens_done=position.tokens)
     evaluator = _evaluator(training, watch, steps)
-    with _saver(training, adamw, evaluator, saved_step=position.step) as saver:
+    with steps, _saver(training, adamw, evaluator, saved_step=position.step) as saver:
         while True:
             evaluated = evaluator.keep_up(position.step, position.epoch)
             ended = evaluated and (position.step == plan.steps or evaluator.had_enough)
@@ -76,7 +77,7 @@ def train(training: Training) -> None:
                 raise _stopped(plan, position)
 
             started = time.monotonic()
-            drawn = plan.batch(position.step)
+            drawn = _draw(training, position.step)
             rate = optimizer.learning_rate(
                 config.training, step=position.step, steps=plan.steps, devices=training.devices
             )
@@ -104,6 +105,8 @@ def train(training: Training) -> None:
                 tokens=plan.tokens_in(drawn),
                 records=sum(map(len, drawn)),
                 seconds=time.monotonic() - started,
+                data_seconds=learner.data_wait.taken(),
+                mfu=_mfu(training, drawn, seconds=time.monotonic() - started),
             )
             steps.add(told)
             reporter.step_done(told)
@@ -134,6 +137,17 @@ def gradient(
     norm = sharding.whole(torch.nn.utils.clip_grad_norm_(learner.trained.values(), limit or math.inf))
     loss_and_norm: list[float] = torch.stack((total, norm.to(total))).tolist()  # the one wait for the device
     return loss_and_norm[0], loss_and_norm[1]
+
+
+def _draw(training: Training, step: int) -> Batch:
+    """The step's records; the time that it waits for data is counted from here."""
+    training.learner.data_wait.taken()
+    with training.learner.data_wait:
+        return training.plan.batch(step)
+
+
+def _mfu(training: Training, drawn: Batch, *, seconds: float) -> float | None:
+    return None if training.utilization is None else training.utilization.share(drawn, seconds=seconds)
 
 
 def _beginning(training: Training, adamw: torch.optim.Optimizer) -> tuple[content.Position, Watch]:

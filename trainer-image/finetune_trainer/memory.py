@@ -1,13 +1,21 @@
-"""When memory runs out: how that is recognised, and how much of it there is. Needs no torch."""
+"""When memory runs out: how that is recognised, what the next attempt is told, and how much of it there is. Needs no
+torch.
+"""
 
 import errno
+import json
+import logging
 from pathlib import Path
 
 import psutil
 
 from finetune_trainer.errors import OutOfMemory
 
+logger = logging.getLogger(__name__)
+
 CGROUP = Path("/sys/fs/cgroup")
+NOTE = ".smaller-passes.json"
+"""In the run's folder."""
 
 
 def trouble(error: BaseException) -> OutOfMemory | None:
@@ -19,6 +27,28 @@ def trouble(error: BaseException) -> OutOfMemory | None:
         "the device has too little memory: lower training.batchSize.perDevice (and raise gradientAccumulationSteps) or"
         f" maxSequenceLength, or set gradientCheckpointing to Enabled ({str(error)[:200]})"
     )
+
+
+def leave_note(folder: Path, *, fingerprint: str, per_device: int) -> None:
+    """Tell the attempts after this one, where the processes can't begin again together, in how small passes to try."""
+    temporary = folder / f"{NOTE}.tmp"
+    try:
+        temporary.write_text(json.dumps({"fingerprint": fingerprint, "perDevice": per_device}), encoding="utf-8")
+        temporary.replace(folder / NOTE)
+    except OSError as error:
+        logger.warning("the next attempt can't be told to use less memory: %s", error)
+
+
+def noted(folder: Path, *, fingerprint: str) -> int | None:
+    """What an attempt at the same work has left."""
+    try:
+        found = json.loads((folder / NOTE).read_text(encoding="utf-8"))
+        return int(found["perDevice"]) if found["fingerprint"] == fingerprint and found["perDevice"] >= 1 else None
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        logger.warning("what an earlier attempt said of its memory can't be read: %s", error)
+        return None
 
 
 def free_bytes(cgroup: Path = CGROUP) -> int:

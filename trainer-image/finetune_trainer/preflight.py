@@ -14,7 +14,7 @@ from finetune_trainer import distributed
 from finetune_trainer.data import plan, prepare, statistics, tokenizer
 from finetune_trainer.data.dataset import Dataset
 from finetune_trainer.errors import ConfigInvalid, NotFound, StorageFailed
-from finetune_trainer.reporting import history
+from finetune_trainer.reporting import history, journal
 from finetune_trainer.saves import upload
 from finetune_trainer.sources import modelfolder
 
@@ -100,6 +100,7 @@ def _take_storage(config: TrainerConfig) -> None:
     except (OSError, ValueError) as error:
         why = error.strerror if isinstance(error, OSError) else error
         raise StorageFailed(f"the run's folder {config.run_path} can't be written: {why}") from error
+    journal.keep(Path(config.run_path), attempt=config.run.attempt, rank=distributed.Place.of(os.environ).rank)
 
 
 def _refuse_unknown_tokens(model: modelfolder.ModelFolder, dataset: Dataset) -> None:

@@ -19,7 +19,7 @@ from finetune_trainer import distributed, loop, memory, ranks
 from finetune_trainer.data.dataset import Dataset
 from finetune_trainer.data.plan import Plan
 from finetune_trainer.errors import StorageFailed
-from finetune_trainer.learning import model, preference, probe
+from finetune_trainer.learning import flops, model, preference, probe
 from finetune_trainer.learning.objective import NextToken, Objective
 from finetune_trainer.preflight import Prepared
 from finetune_trainer.reporting import devices, journal, metrics
@@ -100,7 +100,12 @@ def _train(given: _Given, *, after: _Full | None) -> _Full | None:
         loop.train(training)
     except Exception as error:
         per_device, progress = training.plan.per_device, given.reporter.snapshot().progress
-        if memory.trouble(error) is None or per_device == 1 or training.learner.spread:
+        if memory.trouble(error) is None or per_device == 1:
+            raise
+        if training.learner.spread:  # the others wait in the middle of a pass: all begin again, as a new attempt
+            memory.leave_note(
+                Path(given.config.run_path), fingerprint=given.prepared.fingerprint, per_device=per_device // 2
+            )
             raise
         return _Full(per_device, 1 if progress is None else progress.batch + 1)
     return None
@@ -128,12 +133,13 @@ def _prepare(given: _Given, after: _Full | None) -> loop.Training:
         reporter.milestone(EventType.RESUMED, before + _resumed(found, plan, facts))
         reporter.checkpoints_are(store.complete)
     held_out = prepared.evaluation
+    objective = _objective(config, learner, prepared.data, reference.get("train"))
     return loop.Training(
         config=config,
         plan=plan,
         model=prepared.model,
         learner=learner,
-        objective=_objective(config, learner, prepared.data, reference.get("train")),
+        objective=objective,
         evaluation=None if held_out is None else _objective(config, learner, held_out, reference.get("eval")),
         reference=reference,
         devices=distributed.device_count(os.environ),
@@ -141,6 +147,7 @@ def _prepare(given: _Given, after: _Full | None) -> loop.Training:
         found=found,
         reporter=reporter,
         facts=facts,
+        utilization=flops.Utilization.of(objective, device=given.device.name, devices=plan.devices),
         stop_requested=lambda: given.ranks.any(given.stop.is_requested()),
         stop_requested_here=given.stop.is_requested,
     )
@@ -152,8 +159,10 @@ def _plan(
     """The plan in forward passes that fit: halved, or as the checkpoint has it, or found out now."""
     if after is not None:
         return probe.split(prepared.plan, after.per_device // 2)
-    if found.per_device is not None:
-        return probe.split(prepared.plan, found.per_device)
+    noted = memory.noted(Path(config.run_path), fingerprint=prepared.fingerprint)
+    known = [size for size in (found.per_device, noted) if size is not None]
+    if known:
+        return probe.split(prepared.plan, min(known))
     if config.training.batch_size.per_device != "Auto":
         return prepared.plan
     nothing = torch.zeros(len(prepared.data.lengths), 2)

@@ -111,8 +111,16 @@ def placed(**metadata: str) -> Any:
         pytest.param([], "0 documents of kind FineTuneRun: there must be exactly one", id="an empty file"),
         pytest.param([MAP], "0 documents of kind FineTuneRun", id="no run"),
         pytest.param([RUN, RUN], "2 documents of kind FineTuneRun", id="two runs"),
-        pytest.param(["hello"], 'document 1: kind: must be FineTuneRun or ConfigMap, not "hello"', id="a text"),
-        pytest.param([{"kind": "Secret"}], 'must be FineTuneRun or ConfigMap, not "Secret"', id="another kind"),
+        pytest.param(
+            ["hello"],
+            'document 1: kind: must be FineTuneRun, ClusterFineTuneProfile or ConfigMap, not "hello"',
+            id="a text",
+        ),
+        pytest.param(
+            [{"kind": "Secret"}],
+            'must be FineTuneRun, ClusterFineTuneProfile or ConfigMap, not "Secret"',
+            id="another kind",
+        ),
         pytest.param(
             [changed(lambda run: run.update(apiVersion="finetune.dev/v1"))],
             'apiVersion: must be finetune.dev/v1alpha1, not "finetune.dev/v1"',

@@ -74,7 +74,7 @@ def story(id_: str, found: World, seconds: float | None) -> Any:
         story("it is to be deleted next year", ended_at(10, ttlSecondsAfterFinished=31_536_000), DAY),
         story("it ends with a model, and is to be deleted", world(**COMPLETE, changes=TTL), 0.0),
         story("it fails, and is to be deleted", failed(worlds.ended(65), changes=TTL), 0.0),
-        story("it is refused, and is to be deleted", worlds.world(worlds.run(TTL | {"profile": "x"})), 0.0),
+        story("it is refused, and is to be deleted", worlds.world(worlds.run(TTL | {"resources.nodes": 2})), 0.0),
         story("it is canceled, and is to be deleted", world(changes=CANCEL | TTL), 0.0),
         story("it ends and stays", world(**COMPLETE), None),
         story("a run of another manager", worlds.world(worlds.run({"managedBy": "kueue.x-k8s.io/multikueue"})), None),

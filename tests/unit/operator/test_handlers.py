@@ -76,7 +76,10 @@ def test_no_handler_is_registered_behind_the_back() -> None:
     assert default._changing.get_all_handlers() == []
 
 
-@pytest.mark.parametrize("kind", KINDS, ids=[kind.name for kind in KINDS])
+NAMESPACED = [kind for kind in KINDS if kind.is_namespaced]
+
+
+@pytest.mark.parametrize("kind", NAMESPACED, ids=[kind.name for kind in NAMESPACED])
 async def test_an_event_goes_into_the_cache_and_names_the_run(
     operator: Operator, registry: kopf.OperatorRegistry, kind: kinds.Kind
 ) -> None:
@@ -123,4 +126,4 @@ async def test_kopf_gets_the_operators_own_credentials(registry: kopf.OperatorRe
 def test_only_the_operators_own_children_are_watched() -> None:
     selectors = handlers.settings().watching.label_selectors
     assert list(selectors.values()) == ["app.kubernetes.io/managed-by=finetune-operator"] * 3
-    assert {kind.name for kind in KINDS if not kind.selector} == {"FineTuneRun"}
+    assert {kind.name for kind in KINDS if not kind.selector} == {"FineTuneRun", "ClusterFineTuneProfile"}

@@ -161,10 +161,9 @@ async def test_a_failure_is_explained_and_the_next_start_is_a_new_run(made: Made
     assert "FAILED" not in events(volumes)
 
 
-async def test_what_is_not_built_is_refused_as_in_a_cluster(made: Made) -> None:
-    session, printed = made(manifest(profile="a100"))
-    assert await session.train() == 1
-    assert "NotSupported: spec.profile" in printed.getvalue()
+async def test_a_queue_of_kueue_is_refused(made: Made) -> None:
+    with pytest.raises(ManifestError, match=r"spec\.queue\.name: there is no Kueue"):
+        await made(manifest(queue={"name": "team-a"}))[0].train()
 
 
 async def test_a_trainer_that_cannot_be_started_says_why(
@@ -257,3 +256,41 @@ def test_a_real_training_leaves_a_model_and_no_process(tmp_path: Path) -> None:
     assert ended.returncode == 0, ended.stdout + ended.stderr
     (output,) = (tmp_path / "volumes").glob("bot-*/output")
     assert (output / "adapter_model.safetensors").exists()
+
+
+def offered(**spec: Any) -> str:
+    return yaml.safe_dump(builders.profile("small", deviceResource="", **spec))
+
+
+async def test_a_profile_in_the_file_gives_defaults_and_limits(made: Made, volumes: Path) -> None:
+    run = manifest(profile="small", resources={"deviceResource": None})
+    session, _ = made(f"{run}---\n{offered(defaults={'training': {'learningRate': 0.5}})}")
+    assert await session.train() == 0
+    assert record(volumes)["status"]["profile"] == {
+        "name": "small",
+        "generation": 1,
+        "given": '{"resources":{"deviceResource":""},"training":{"learningRate":0.5}}',
+    }
+
+
+async def test_more_than_its_profile_allows_is_refused(made: Made) -> None:
+    session, printed = made(f"{manifest(profile='small')}---\n{offered(limits={'memory': '1Gi'})}")
+    assert await session.train() == 0, "the default is brought within the limit"
+    asked = manifest(profile="small", resources={"memory": "2Gi"})
+    session, printed = made(f"{asked}---\n{offered(limits={'memory': '1Gi'})}")
+    assert await session.train() == 1
+    assert "NotAllowed: spec.resources.memory: 2Gi is more than profile small allows: 1Gi at most" in printed.getvalue()
+
+
+async def test_a_profile_that_is_not_in_the_file_is_named(made: Made) -> None:
+    session, _ = made(manifest(profile="large"))
+    with pytest.raises(ManifestError, match="ClusterFineTuneProfile large isn't in the file: add it"):
+        await session.train()
+
+
+def test_a_mistake_in_a_profile_is_named_by_its_path() -> None:
+    with pytest.raises(ManifestError) as caught:
+        documents.read(f"{manifest()}---\n{offered(limits={'node': 1, 'memory': '1 GB'})}")
+    format_, unknown = sorted(caught.value.problems)
+    assert unknown == "document 3 (ClusterFineTuneProfile): spec.limits.node: unknown field; did you mean nodes?"
+    assert format_.startswith("document 3 (ClusterFineTuneProfile): spec.limits.memory: must be a number of bytes")

@@ -205,6 +205,8 @@ def hangs(server: ApiServer, verb: str, *paths: str) -> asyncio.Event:
     return asked
 
 
+SOON = 4.0
+"""Twice what is promised, since other tests share the machine; kopf by itself would take five seconds."""
 LEASES = "/apis/coordination.k8s.io/v1/namespaces/default/leases"
 
 
@@ -214,7 +216,7 @@ async def test_it_leaves_soon_while_the_api_server_says_nothing_of_the_lease(ser
     await asked.wait()
     assert await operator.says("/healthz") == "ok", "waiting is no reason to be restarted"
     assert await operator.says("/readyz") == "the lease hasn't been seen yet"
-    assert await operator.leaves() < 2
+    assert await operator.leaves() < SOON
 
 
 async def test_it_leaves_soon_in_the_middle_of_the_first_list(server: ApiServer, start: Start) -> None:
@@ -223,7 +225,7 @@ async def test_it_leaves_soon_in_the_middle_of_the_first_list(server: ApiServer,
     await asked.wait()
     assert await operator.says("/healthz") == "ok"
     assert await operator.says("/readyz") == "not everything has been listed yet"
-    assert await operator.leaves() < 2
+    assert await operator.leaves() < SOON
 
 
 async def test_it_leaves_soon_while_kopf_waits_for_an_answer(server: ApiServer, start: Start) -> None:
@@ -233,7 +235,7 @@ async def test_it_leaves_soon_while_kopf_waits_for_an_answer(server: ApiServer, 
     operator = await start()
     await asked.wait()
     assert await operator.says("/readyz") == "ok"
-    assert await operator.leaves() < 2
+    assert await operator.leaves() < SOON
 
 
 async def test_it_leaves_soon_while_the_api_server_is_away(server: ApiServer, start: Start) -> None:
@@ -248,7 +250,7 @@ async def test_it_leaves_soon_while_the_api_server_is_away(server: ApiServer, st
     server.calls("GET", "/api", refuse)
     operator = await start()
     await away.wait()
-    assert await operator.leaves() < 2
+    assert await operator.leaves() < SOON
 
 
 def answers_a_lease(server: ApiServer) -> dict[str, Any]:
@@ -281,7 +283,7 @@ async def test_leaving_it_releases_the_lease(server: ApiServer, start: Start) ->
     await asked.wait()
     assert lease["spec"]["holderIdentity"]
     assert server.last().headers["User-Agent"].endswith(f"({lease['spec']['holderIdentity']})")
-    assert await operator.leaves() < 2
+    assert await operator.leaves() < SOON
     assert "holderIdentity" not in lease["spec"]
     assert "renewTime" not in lease["spec"]
 
@@ -290,7 +292,7 @@ async def test_ending_through_an_error_it_releases_the_lease_too(server: ApiServ
     lease = answers_a_lease(server)
     operator = await start(LEASE_SECONDS="12")
     assert await operator.process.wait() == os.EX_USAGE
-    assert "FineTuneRun is not known to this API server" in operator.log.read_text()
+    assert "FineTuneRun or ClusterFineTuneProfile is not known to this API server" in operator.log.read_text()
     assert "holderIdentity" not in lease["spec"]
 
 

@@ -1,5 +1,6 @@
 """What is decided, check by check and exit code by exit code."""
 
+import dataclasses
 from datetime import timedelta
 from typing import Any
 
@@ -7,6 +8,7 @@ import pytest
 
 from finetune_api.snapshot import FINAL_CODES, REASONS, ExitCode
 from finetune_operator import failures, policy
+from finetune_operator.errors import UserError
 from finetune_operator.policy import CHECKS, Action, Check, Decision
 from finetune_operator.world import Turn, World
 from tests import worlds
@@ -81,6 +83,13 @@ def story(id_: str, found: World, check: Check, action: Action) -> Any:
     return pytest.param(found, check, action, id=id_)
 
 
+def queued(*, started: bool = True, changes: dict[str, Any] | None = None, **parts: Any) -> World:
+    """Kueue decides; the Job of attempt 1 was started at 3 s, if it was."""
+    told = {"jobStartTime": worlds.at(3)} if started else {}
+    status = worlds.status(1, started=started, **told)
+    return world(status=status, changes={"queue.name": "team-a"} | (changes or {}), **parts)
+
+
 LIFECYCLE: list[Any] = [
     story(
         "the time after its end is over",
@@ -118,6 +127,42 @@ LIFECYCLE: list[Any] = [
         world(**RUNS, changes={"ttlSecondsAfterFinished": 0}, now=worlds.at(10**6)),
         policy.follow,
         Action.FOLLOW,
+    ),
+    story(
+        "Kueue has evicted it, and its pod still saves",
+        queued(jobs=(worlds.job(suspended=True),), pods=(worlds.running(deletion=worlds.at(400)),)),
+        policy.follow,
+        Action.FOLLOW,
+    ),
+    story(
+        "Kueue has evicted it, and its pod has saved",
+        queued(jobs=(worlds.job(suspended=True),), pods=(worlds.ended(75),)),
+        policy.go_on_when_kueue_lets_it,
+        Action.BEGIN,
+    ),
+    story(
+        "Kueue has evicted it and let it run again, while nobody looked",
+        queued(jobs=(worlds.job(started=worlds.at(90)),), pods=(worlds.running(created=worlds.at(91)),)),
+        policy.catch_up_with_kueue,
+        Action.BEGIN,
+    ),
+    story(
+        "Kueue holds it back",
+        queued(started=False, jobs=(worlds.job(suspended=True),)),
+        policy.follow,
+        Action.FOLLOW,
+    ),
+    story(
+        "another suspends the job of a run that isn't Kueue's",
+        world(jobs=(worlds.job(suspended=True),), pods=(worlds.ended(75),)),
+        policy.follow,
+        Action.FOLLOW,
+    ),
+    story(
+        "it is paused while Kueue holds it back",
+        queued(started=False, jobs=(worlds.job(suspended=True),), changes=SUSPEND),
+        policy.stop_what_must_end,
+        Action.STOP,
     ),
     story("paused before its first attempt", worlds.world(worlds.run(SUSPEND)), policy.pause, Action.PAUSE),
     story("paused while it waits", worlds.world(worlds.run(SUSPEND), turn=WAITS), policy.pause, Action.PAUSE),
@@ -326,10 +371,24 @@ STORIES: list[Any] = [
         id="a spec that can't be read",
     ),
     pytest.param(
-        worlds.world(worlds.run({"queue.name": "team-a"})),
-        policy.refuse_what_is_not_built,
+        worlds.world(
+            dataclasses.replace(worlds.run(), not_allowed=(UserError("spec.resources.nodes", "3 is too many"),))
+        ),
+        policy.refuse_what_its_profile_does_not_allow,
         Action.REFUSE,
-        id="a spec that asks for what isn't built",
+        id="a spec that asks for more than its profile allows",
+    ),
+    pytest.param(
+        worlds.world(dataclasses.replace(worlds.run({"resources.nodes": 2}), missing_profile="a100")),
+        policy.wait_for_its_profile,
+        Action.WAIT,
+        id="its profile isn't there yet, which may say what it lacks",
+    ),
+    pytest.param(
+        worlds.world(dataclasses.replace(worlds.run(CANCEL), missing_profile="a100")),
+        policy.cancel,
+        Action.CANCEL,
+        id="canceled while its profile isn't there",
     ),
     pytest.param(
         worlds.world(worlds.run({"resources.nodes": 2})),
@@ -511,9 +570,6 @@ def reason(found: World) -> str:
         ),
         pytest.param(failed(None), failures.POD_LOST, "BackoffLimitExceeded too many", id="the pod is gone"),
         pytest.param(world(), failures.JOB_LOST, "was deleted", id="the job is gone"),
-        pytest.param(
-            worlds.world(worlds.run({"profile": "a100"})), failures.NOT_SUPPORTED, "spec.profile", id="not built"
-        ),
         pytest.param(
             worlds.world(worlds.run({"method.type": "LORA"})), failures.INVALID, "spec.method.type", id="not valid"
         ),

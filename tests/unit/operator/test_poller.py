@@ -27,7 +27,7 @@ HOSTS = (f"127.{50 + os.getpid() % 100}.{os.getpid() // 100 % 250}.{number}" for
 
 
 def target(ip: str = "10.0.0.7") -> Target:
-    return Target(key=KEY, run_uid=UID, attempt=1, pod="support-bot-1-abcde", ip=ip, trains=False)
+    return Target(key=KEY, run_uid=UID, attempt=1, pod="support-bot-1-abcde", pod_uid="pod-1", ip=ip, trains=False)
 
 
 @pytest.fixture

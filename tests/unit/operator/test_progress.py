@@ -131,6 +131,8 @@ def test_a_snapshot_is_folded_whole() -> None:
         learning_rate=0.0001875,
         tokens_per_second_per_device=1234.56,
         device_utilization=0.987,
+        data_wait_ratio=0.01234,
+        mfu_ratio=0.4567,
         device_memory_bytes=4096,
     )
     assert progress.fold(None, worlds.snapshot(progress=told, attempt=2)) == Progress(
@@ -148,6 +150,8 @@ def test_a_snapshot_is_folded_whole() -> None:
         learning_rate="0.000188",
         tokens_per_second_per_device="1234.6",
         device_utilization="0.99",
+        data_wait_ratio="0.0123",
+        mfu_ratio="0.457",
         device_memory_bytes=4096,
         last_step_time=worlds.at(15),
         reported_time=worlds.at(15),

@@ -321,19 +321,20 @@ def test_a_run_is_canceled_at_once_and_once() -> None:
 
 
 def test_a_run_is_deleted_when_its_time_after_the_end_is_over() -> None:
-    story = Story({"ttlSecondsAfterFinished": 60, "profile": "a100"})
+    story = Story({"ttlSecondsAfterFinished": 60, "resources.nodes": 2})
     assert story.look() == 0, "to learn when"
     assert story.look() == pytest.approx(60, abs=1)
     story.clock.tick(59)
     assert story.look() == pytest.approx(1, abs=0.2)
     story.clock.tick(1.1)
-    assert story.look() is None
+    assert story.look() == 15, "to see that it is gone"
     assert story.memory.all(RUN) == []
+    assert story.look() is None
 
 
 def test_a_run_that_its_user_keeps_at_the_last_moment_is_kept() -> None:
     """It was asked for between the look and the deletion."""
-    story = Story({"ttlSecondsAfterFinished": 0, "profile": "a100"})
+    story = Story({"ttlSecondsAfterFinished": 0, "resources.nodes": 2})
     story.look()
     story.cluster.plan, story.cluster.tried = {0: Fault.CONFLICT}, 0
     with pytest.raises(ConflictError):

@@ -92,13 +92,15 @@ async def test_what_a_watch_never_told_is_found_and_forgotten(
 async def test_the_namespaces_that_are_served_are_listed_one_by_one(
     api: Connection, server: ApiServer, cache: Cache, told: Told
 ) -> None:
+    own = [kind for kind in KINDS if kind.is_namespaced]
     for namespace in ("ml", "other"):
-        for kind in KINDS:
+        for kind in own:
             lists(server, kind, namespace=namespace)
     lists(server, kinds.RUN, worlds.body(), namespace="ml")
     await resync(api, cache, told, namespaces=("ml", "other")).once()
     assert cache.world(KEY, now=worlds.NOW), "the second namespace's list says nothing of the first"
-    assert {asked.path for asked in server.asked} == {kind.path(ns) for kind in KINDS for ns in ("ml", "other")}
+    by_namespace = {kind.path(ns) for kind in own for ns in ("ml", "other")}
+    assert {asked.path for asked in server.asked} == by_namespace | {kinds.PROFILE.path()}
 
 
 async def test_the_barrier_waits_for_an_api_server_that_is_not_there_yet(
@@ -116,13 +118,13 @@ async def test_without_the_crd_it_says_what_to_apply(
     api: Connection, server: ApiServer, cache: Cache, told: Told
 ) -> None:
     server.answers.clear()
-    with pytest.raises(UserError, match="FineTuneRun: is not known to this API server; kubectl apply -f crds/"):
+    with pytest.raises(UserError, match="FineTuneProfile: is not known to this API server; kubectl apply -f crds/"):
         await resync(api, cache, told).first()
 
 
 async def test_without_rights_it_says_whose(api: Connection, server: ApiServer, cache: Cache, told: Told) -> None:
     server.answers.clear()
-    server.refuses("GET", kinds.RUN.path(), 403, message='User "x" cannot list resource "finetuneruns"')
+    server.refuses("GET", KINDS[0].path(), 403, message='User "x" cannot list resource "finetuneruns"')
     with pytest.raises(RefusedError, match="cannot list"):
         await resync(api, cache, told).first()
 

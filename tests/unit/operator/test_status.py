@@ -47,7 +47,7 @@ DONE = world(
 )
 CRASHED = world(jobs=(worlds.job(failed=True),), pods=(worlds.ended(1),))
 BAD_DATA = world(jobs=(worlds.job(failed=True),), pods=(worlds.ended(65),))
-REFUSED = worlds.world(worlds.run({"queue.name": "team-a"}))
+REFUSED = worlds.world(worlds.run({"method.type": "LORA"}))
 NEVER = worlds.world(turn=Turn(admitted=False, never="asks for 9 nvidia.com/gpu: ask for fewer"))
 SAVED = worlds.snapshot(5, checkpoints=(worlds.saved(),))
 STOPPING = world(changes={"suspend": True}, jobs=RUNNING.jobs, pods=RUNNING.pods, snapshot=SAVED)
@@ -156,14 +156,8 @@ T, F, U = "True", "False", "Unknown"
         pytest.param(
             REFUSED,
             None,
-            {"Accepted": (F, "NotSupported"), "Stalled": (T, "NotSupported"), "Finished": (T, "NotSupported")},
+            {"Accepted": (F, "Invalid"), "Stalled": (T, "Invalid"), "Finished": (T, "Invalid")},
             id="it was refused",
-        ),
-        pytest.param(
-            world(changes={"queue.name": "team-a"}, jobs=(worlds.job(),), pods=(worlds.running(),)),
-            None,
-            {"Accepted": (F, "NotSupported"), "Reconciling": (T, "Training"), "Finished": (F, "Active")},
-            id="what isn't built, in a run that goes on",
         ),
         pytest.param(
             NEVER,
@@ -550,7 +544,7 @@ def test_a_run_that_was_paused_before_it_began_begins_and_does_not_resume() -> N
             "Run canceled. Saved in pvc://support-bot-6c3f2a1e/checkpoints: ep1-ba5, ep1-ba10.",
             id="two checkpoints",
         ),
-        pytest.param(None, "Run canceled. No checkpoint was saved.", id="none"),
+        pytest.param(None, "Run canceled. What its pod saved last wasn't seen.", id="its pod was gone too soon"),
     ],
 )
 def test_a_canceled_run_lists_what_was_saved(snapshot: Any, says: str) -> None:
@@ -559,6 +553,13 @@ def test_a_canceled_run_lists_what_was_saved(snapshot: Any, says: str) -> None:
     assert event is not None
     assert event.message == says
     assert (new.output, new.failure, new.completion_time) == (None, None, LOOK)
+
+
+def test_a_run_that_is_canceled_before_its_pod_ran_saved_nothing() -> None:
+    canceled = worlds.run({"cancel": True}, status=FineTuneRunStatus(attempt=1))
+    event = compute(dataclasses.replace(CANCELED, run=canceled, snapshot=None)).event(EventType.CANCELED)
+    assert event is not None
+    assert event.message == "Run canceled. No checkpoint was saved."
 
 
 @pytest.mark.parametrize("ends", [NEVER, REFUSED, worlds.world(worlds.run({"cancel": True}))])

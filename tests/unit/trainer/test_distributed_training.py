@@ -168,6 +168,16 @@ def test_a_full_memory_of_one_makes_the_forward_passes_of_all_smaller(tmp_path: 
     assert_equal_within_rounding(tmp_path / "whole", tmp_path / "small")
 
 
+def test_where_weights_are_spread_the_attempt_after_a_full_memory_makes_smaller_passes(tmp_path: Path) -> None:
+    small = {1: {"targets_that_fit": 50}}
+    first = gangs.run(config_in(tmp_path, FULL), 2, special=small)
+    assert first[1].process.exitcode == ExitCode.KILLED, first[1].log.read_text()
+    second = gangs.run(config_in(tmp_path, FULL, attempt=2), 2, special=small)
+    assert [each.process.exitcode for each in second] == [ExitCode.DONE] * 2, second[1].log.read_text()
+    assert "8 x 1 records a step on 2 devices" in "".join(second[0].messages("MODEL_INITIALIZED"))
+    assert len(tokens(tmp_path)) == 8
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_part_that_one_cannot_write_is_no_checkpoint_for_any(tmp_path: Path, kind: str) -> None:
     gang = gangs.start(config_in(tmp_path, KINDS[kind]), 2, special={1: {"largest_file": 2000}})

@@ -9,10 +9,12 @@ from typing import Any, ClassVar
 
 import pytest
 
+from finetune_api.data import DataFormat
+from finetune_api.snapshot import FINAL_CODES
 from finetune_api.trainer_config import ModelSource
 from finetune_trainer.data import tokenizer
-from finetune_trainer.errors import NoPermission, NotFound
-from finetune_trainer.sources import modelfolder
+from finetune_trainer.errors import HubUnreachable, NoPermission, NotFound
+from finetune_trainer.sources import modelfolder, places
 from tests import tiny_model
 
 
@@ -118,9 +120,27 @@ def test_what_the_hub_refuses_is_explained(
 
 def test_trouble_of_the_hub_is_not_the_users_mistake(hub: "type[_Hub]") -> None:
     hub.refusal = (500, "")
-    with pytest.raises(Exception, match="500") as caught:
+    with pytest.raises(HubUnreachable, match=r"model hf://ml/tiny can't be had: the hub .* \(it answers 500\)"):
         modelfolder.find(ModelSource(uri="hf://ml/tiny"))
-    assert not isinstance(caught.value, NotFound | NoPermission)
+
+
+@pytest.mark.parametrize("address", ["http://127.0.0.1:1", "http://hub.invalid"], ids=["refused", "no such host"])
+def test_a_hub_that_is_not_there_is_told_in_one_line(monkeypatch: pytest.MonkeyPatch, address: str) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", address)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    for proxy in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
+        monkeypatch.delenv(proxy, raising=False)
+    for what, uri, ask in (
+        ("model", "hf://ml/tiny", lambda uri: modelfolder.find(ModelSource(uri=uri))),
+        ("dataset", "hf://ml/data", lambda uri: places.fetch(uri, DataFormat.AUTO, evaluation=False)),
+    ):
+        with pytest.raises(HubUnreachable) as caught:
+            ask(uri)
+        told = str(caught.value)
+        assert told.startswith(f"{what} {uri} can't be had: the hub {address} can't be reached (")
+        assert "put the " in told
+        assert "\n" not in told
+        assert caught.value.exit_code not in FINAL_CODES
 
 
 def test_without_a_way_to_the_hub_a_model_that_is_not_cached_is_not_found(

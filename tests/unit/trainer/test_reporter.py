@@ -1,6 +1,7 @@
 """What the trainer says of itself."""
 
 import contextlib
+import dataclasses
 import json
 import logging
 import os
@@ -11,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from finetune_api.snapshot import EventType, Snapshot
-from finetune_trainer.reporting import journal, metrics
+from finetune_trainer.reporting import background, journal, metrics
 from finetune_trainer.reporting.reporter import Evaluated, Extent, Reporter, Step
 
 NOW = datetime(2026, 11, 22, tzinfo=UTC)
@@ -49,6 +50,23 @@ def test_the_devices_use_is_told_with_the_progress() -> None:
     progress = reporter.snapshot().progress
     assert progress is not None
     assert (progress.device_utilization, progress.cpu_utilization, progress.device_memory_bytes) == (0.5, 1.5, 7)
+
+
+def test_the_shares_of_the_last_steps_are_told_and_only_what_is_known() -> None:
+    reporter = _reporter()
+    reporter.training_begins(TEN, tokens_done=0)
+    reporter.step_done(dataclasses.replace(_step(1, seconds=3.0), data_seconds=0.3))
+    first = reporter.snapshot().progress
+    assert first is not None
+    assert (first.data_wait_ratio, first.mfu_ratio) == (0.1, None)
+    assert b"finetune_trainer_mfu_ratio" not in metrics.exposition()
+    reporter = _reporter()
+    for seconds, mfu in ((3.0, 0.5), (1.0, 0.1)):
+        reporter.step_done(dataclasses.replace(_step(2, seconds=seconds), mfu=mfu))
+    second = reporter.snapshot().progress
+    assert second is not None
+    assert (second.data_wait_ratio, second.mfu_ratio) == (0.0, 0.4)
+    assert b"finetune_trainer_mfu_ratio 0.4" in metrics.exposition()
 
 
 def test_a_trouble_is_told_once_from_when_it_began_until_it_is_gone() -> None:
@@ -116,7 +134,7 @@ def test_a_reader_that_stopped_reading_stops_nobody() -> None:
     stream = os.fdopen(writing, "w")
     log = journal.Journal(stream)
     record = logging.LogRecord("x", logging.INFO, "", 0, "y" * 1000, None, None)
-    for _ in range(journal.QUEUED_LINES + 500):
+    for _ in range(background.QUEUED + 500):
         log.emit(record)
     drain = threading.Thread(target=log.drain, args=(0.2,), daemon=True)
     drain.start()

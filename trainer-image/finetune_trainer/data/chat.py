@@ -27,6 +27,11 @@ TODAY = datetime(2024, 7, 26, tzinfo=UTC)
 _OPEN, _CLOSE = "\ue000generation\ue001", "\ue001generation\ue000"
 
 
+_REFUSALS = (
+    jinja2.TemplateError, ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError,
+)  # fmt: skip
+
+
 @dataclass(frozen=True)
 class Text:
     """A rendered conversation."""
@@ -69,7 +74,7 @@ class ChatTemplate:
         variables: dict[str, Any] = {**self.special, "add_generation_prompt": prompt, "tools": None, "documents": None}
         try:
             text: str = _compiled(self.source).render(messages=list(messages), **variables)
-        except (jinja2.TemplateError, TypeError, KeyError, ValueError) as error:
+        except _REFUSALS as error:
             raise Problem(f"the model's chat template refuses it: {error}") from error
         return text if marked else text.replace(_OPEN, "").replace(_CLOSE, "")
 

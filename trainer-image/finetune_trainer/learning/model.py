@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 import transformers
+from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from torch.nn import functional
 
@@ -24,6 +25,7 @@ from finetune_trainer.data import batch
 from finetune_trainer.distributed import Device
 from finetune_trainer.errors import NotFound
 from finetune_trainer.learning import adapter, attention, loss, outputlayer, quantization, sharding
+from finetune_trainer.learning.stopwatch import Stopwatch
 from finetune_trainer.ranks import Ranks
 from finetune_trainer.sources.modelfolder import ModelFolder
 
@@ -51,6 +53,8 @@ class Learner:
     head: outputlayer.TargetsOnly
     ranks: Ranks = field(default_factory=Ranks)
     """Those who train it together."""
+    data_wait: Stopwatch = field(default_factory=Stopwatch)
+    """Time in which it had to wait for what it learns from."""
 
     @property
     def spread(self) -> bool:
@@ -112,7 +116,7 @@ class Learner:
 
     def describe(self) -> str:
         """Method, sizes, precision and layout, for people."""
-        trained, total = (sum(map(_size, ws)) for ws in (self.trained.values(), self.network.parameters()))
+        trained, total = (sum(map(size_of, ws)) for ws in (self.trained.values(), self.network.parameters()))
         share = "all" if trained == total else f"{trained:,} of"
         frozen = "" if self.bits is None else f" over weights of {self.bits} bits"
         layout = "packed" if self.packed else "padded"
@@ -121,7 +125,7 @@ class Learner:
         return f"trains {share} {total:,} parameters{frozen} {where}, records {layout}{again}"
 
 
-def _size(weight: torch.nn.Parameter) -> int:
+def size_of(weight: torch.nn.Parameter) -> int:
     """How many numbers a parameter stands for: several of 4 bits lie in each byte."""
     packed = getattr(weight, "quant_state", None)
     return weight.numel() if packed is None else torch.Size(packed.shape).numel()
@@ -220,7 +224,7 @@ def _load_network(folder: ModelFolder, checkpoint: Path | None, **options: Any) 
             ignore_mismatched_sizes=True,  # they are refused below, with the reason
             **options,
         )
-    except (OSError, ValueError, KeyError, ImportError, SafetensorError) as error:
+    except (OSError, ValueError, KeyError, ImportError, SafetensorError, StrictDataclassError) as error:
         raise NotFound(f"model {uri} can't be loaded: {error}") from error
     network, report = loaded
     missing, wrong = sorted(report["missing_keys"]), report["mismatched_keys"]

@@ -41,9 +41,11 @@ class NextToken:
 
     def units(self, records: Sequence[int]) -> int:
         """Learned tokens of these records."""
-        return batch.targets_in(self.data, records)
+        with self.learner.data_wait:
+            return batch.targets_in(self.data, records)
 
     def loss(self, records: Sequence[int]) -> torch.Tensor:
         """Their cross-entropy, summed."""
-        tensors = batch.build(self.data, records, packed=self.learner.packed, device=self.learner.device)
+        with self.learner.data_wait:
+            tensors = batch.build(self.data, records, packed=self.learner.packed, device=self.learner.device)
         return self.learner.loss(tensors)

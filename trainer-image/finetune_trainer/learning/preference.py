@@ -40,7 +40,8 @@ class Pairs:
 
     def loss(self, records: Sequence[int]) -> torch.Tensor:
         """The loss, summed over the pairs."""
-        tensors = batch.build(self.data, records, packed=self.learner.packed, device=self.learner.device)
+        with self.learner.data_wait:
+            tensors = batch.build(self.data, records, packed=self.learner.packed, device=self.learner.device)
         reference = self.reference.scores(records, tensors)
         gained = (self.learner.scores(tensors) - reference).view(-1, 2)
         return -functional.logsigmoid(self.beta * (gained[:, 0] - gained[:, 1])).sum()

@@ -10,13 +10,18 @@ import logging
 import math
 import os
 import socket
+import time
 from collections.abc import Mapping
 from pathlib import Path
+from types import TracebackType
+from typing import Self
 
 from finetune_api.snapshot import Snapshot
 from finetune_api.trainer_config import TrainerConfig
 from finetune_trainer.errors import ConfigInvalid
+from finetune_trainer.reporting.appending import Appending
 from finetune_trainer.reporting.reporter import Evaluated, Step
+from finetune_trainer.reporting.tensorboard import Events
 
 logger = logging.getLogger(__name__)
 
@@ -61,29 +66,34 @@ def finished(config: TrainerConfig) -> Snapshot | None:
 
 
 class History:
-    """The file with the steps of a run. Trouble with it is told once and never ends a training."""
+    """The file with the steps of a run. Trouble with it is told, and never ends a training: what can't be written while
+    the volume is full is missing in it, what comes after is there.
+    """
 
-    def __init__(self, run_path: Path, *, steps_done: int, writes: bool = True) -> None:
+    def __init__(self, config: TrainerConfig, *, steps_done: int, writes: bool = True) -> None:
         """Go on after `steps_done` steps; what is there beyond is dropped. Of several processes one alone `writes`."""
-        self._folder = run_path / FOLDER
-        self._broken = not writes
+        self._writes = writes
+        folder = Path(config.run_path) / FOLDER
+        self._events = Events(config, steps_done=steps_done) if writes and config.tensor_board else None
+        self._steps = Appending(folder / FILE, what="the history of steps")
+        self._evaluations = Appending(folder / EVALUATIONS, what="the history of evaluations")
         if not writes:
             return
-        try:
-            self._folder.mkdir(parents=True, exist_ok=True)
-            for path in self.files:
-                _keep(path, steps_done)
-        except OSError as error:
-            self._give_up(error)
+        for file in (self._steps, self._evaluations):
+            try:
+                _keep(file.path, steps_done)
+            except OSError as error:
+                logger.warning("%s has steps that are done again: %s", file.path, error)
 
     @property
     def files(self) -> tuple[Path, ...]:
         """Where it is written."""
-        return self._folder / FILE, self._folder / EVALUATIONS
+        return self._steps.path, self._evaluations.path
 
     def add(self, step: Step) -> None:
         """Append a step."""
         line = {
+            "time": round(time.time() * 1000),
             "step": step.number,
             "epoch": step.epoch,
             "loss": step.loss,
@@ -92,46 +102,54 @@ class History:
             "tokens": step.tokens,
             "seconds": round(step.seconds, 4),
         }
-        self._append(FILE, line)
+        self._append(self._steps, line)
+        if self._events is not None:
+            self._events.step(step)
 
     def add_evaluation(self, found: Evaluated) -> None:
         """Append an evaluation; null stands for a loss that is no number."""
         line = {
+            "time": round(time.time() * 1000),
             "step": found.step,
             "epoch": found.epoch,
             "evalLoss": found.loss if math.isfinite(found.loss) else None,
             "records": found.records,
             "seconds": round(found.seconds, 4),
         }
-        self._append(EVALUATIONS, line)
+        self._append(self._evaluations, line)
+        if self._events is not None:
+            self._events.evaluated(found)
 
-    def _append(self, name: str, line: Mapping[str, object]) -> None:
-        if self._broken:
-            return
-        try:
-            with (self._folder / name).open("a", encoding="utf-8") as file:
-                file.write(json.dumps(line) + "\n")
-        except OSError as error:
-            self._give_up(error)
+    def __enter__(self) -> Self:
+        return self
 
-    def _give_up(self, error: OSError) -> None:
-        self._broken = True
-        logger.warning("the history of steps can't be written any more: %s", error)
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        """Nothing more will come."""
+        if self._events is not None:
+            self._events.close()
+
+    def _append(self, file: Appending, line: Mapping[str, object]) -> None:
+        if self._writes:
+            file.add(json.dumps(line).encode() + b"\n")
 
 
 def _keep(path: Path, steps: int) -> None:
-    """Drop the lines beyond a step, and one that a kill has torn."""
+    """Drop the lines beyond a step, and one that a kill has torn. A volume that is full has room for that."""
     if not path.exists():
         return
-    lines = path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True)
+    lines = path.read_bytes().splitlines(keepends=True)
+    kept = [line for line in lines if _step_in(line) <= steps]
+    if kept == lines[: len(kept)]:
+        os.truncate(path, sum(map(len, kept)))
+        return
     temporary = path.with_suffix(".tmp")
-    temporary.write_text("".join(line for line in lines if _step_in(line) <= steps), encoding="utf-8")
+    temporary.write_bytes(b"".join(kept))
     temporary.replace(path)
 
 
-def _step_in(line: str) -> float:
+def _step_in(line: bytes) -> float:
     """The step of a line; a torn one counts as beyond any."""
     try:
-        return int(json.loads(line)["step"])
+        return int(json.loads(line)["step"]) if line.endswith(b"\n") else math.inf
     except (ValueError, KeyError, TypeError):
-        return float("inf")
+        return math.inf

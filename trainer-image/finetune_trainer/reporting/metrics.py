@@ -1,6 +1,7 @@
 """Every Prometheus family of the trainer. A step or a loss is never a label; one process exports one run."""
 
 from dataclasses import dataclass
+from functools import cache
 
 from prometheus_client import (
     CONTENT_TYPE_LATEST,
@@ -33,6 +34,9 @@ samples_total = Counter("finetune_trainer_samples", "Records trained on by this 
 tokens_per_second = Gauge(
     "finetune_trainer_tokens_per_second", "Non-padding tokens a second and device, over the last 20 steps."
 )
+data_wait_ratio = Gauge(
+    "finetune_trainer_data_wait_ratio", "Share of step time spent waiting for data, over the last 20 steps."
+)
 step_duration = Histogram("finetune_trainer_step_duration_seconds", "Time of an optimizer step.", buckets=_SECONDS)
 evaluation_duration = Histogram("finetune_trainer_evaluation_duration_seconds", "Time to evaluate.", buckets=_SECONDS)
 last_step_timestamp = Gauge("finetune_trainer_last_step_timestamp_seconds", "When the last step ended.")
@@ -44,6 +48,8 @@ last_checkpoint_timestamp = Gauge(
     "finetune_trainer_last_checkpoint_timestamp_seconds", "When the last checkpoint was complete."
 )
 checkpoint_size = Gauge("finetune_trainer_checkpoint_size_bytes", "Size of the last checkpoint.")
+tracking_failures = Counter("finetune_trainer_tracking_failures", "Times that MLflow didn't take what it was sent.")
+tracking_pending = Gauge("finetune_trainer_tracking_pending_steps", "Steps that MLflow hasn't got yet.")
 device_utilization = Gauge(
     "finetune_trainer_device_utilization_ratio",
     "Share of time in which the device was busy, over the last minute.",
@@ -95,6 +101,23 @@ def describe(config: TrainerConfig, *, device: str) -> None:
             "method": config.method.type.value,
             "device": device,
         }
+    )
+
+
+def record_shares(*, data_wait: float | None, mfu: float | None) -> None:
+    """Set the shares of the last steps; the second has a series only once it is known."""
+    if data_wait is not None:
+        data_wait_ratio.set(data_wait)
+    if mfu is not None:
+        _mfu_ratio().set(mfu)
+
+
+@cache
+def _mfu_ratio() -> Gauge:
+    """Not there before it is known: 0 would be a lie."""
+    return Gauge(
+        "finetune_trainer_mfu_ratio",
+        "Model FLOPs utilization: share of the devices' peak that the model's arithmetic was, over the last 20 steps.",
     )
 
 

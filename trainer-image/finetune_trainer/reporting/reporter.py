@@ -23,6 +23,7 @@ from finetune_api.snapshot import (
     SavedCheckpoint,
     SavedOutput,
     Snapshot,
+    Tracked,
     TrainProgress,
     Trouble,
 )
@@ -50,6 +51,10 @@ class Step:
     tokens: int
     records: int
     seconds: float
+    data_seconds: float = 0.0
+    """Of these, in which it waited for its data."""
+    mfu: float | None = None
+    """Share of the devices' peak that the model's arithmetic made up; none where the peak isn't known."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,7 +141,7 @@ class Reporter:
             rate = sum(s.tokens for s in self._recent) / max(sum(s.seconds for s in self._recent), 1e-9)
             progress = self._progress(step, rate)
             self._update(progress=progress)
-        _record(step, rate=rate, ratio=step.number / max(self._extent.steps, 1))
+        _record(step, progress, rate=rate)
         journal.event(
             logger,
             EventType.TRAIN_UPDATED.value,
@@ -172,6 +177,16 @@ class Reporter:
             self._device = sample
             if self._now.progress is not None:
                 self._update(progress=self._now.progress.model_copy(update=self._device_fields()))
+
+    @property
+    def device(self) -> metrics.DeviceSample | None:
+        """How busy the device was when that was last looked at."""
+        return self._device
+
+    def tracked_is(self, tracked: Tracked) -> None:
+        """What a tracking server has of the run."""
+        metrics.tracking_pending.set(tracked.pending_steps)
+        self._update(tracked=tracked)
 
     def checkpoints_are(self, saved: tuple[SavedCheckpoint, ...]) -> None:
         """The complete checkpoints there are now, oldest first."""
@@ -254,7 +269,16 @@ class Reporter:
             last_step_time=self._clock(),
             step_seconds=round(((before and before.step_seconds) or 0.0) + step.seconds, 3),
             eval_loss=None if before is None else before.eval_loss,
+            data_wait_ratio=self._recently(lambda s: s.data_seconds),
+            mfu_ratio=self._recently(lambda s: None if s.mfu is None else s.mfu * s.seconds),
         ).model_copy(update=self._device_fields())
+
+    def _recently(self, seconds: Callable[[Step], float | None]) -> float | None:
+        """Which share of the last steps' time these seconds are."""
+        found = [seconds(step) for step in self._recent]
+        known = [each for each in found if each is not None]
+        whole = max(sum(step.seconds for step in self._recent), 1e-9)
+        return round(min(1.0, sum(known) / whole), 4) if len(known) == len(found) else None
 
     def _device_fields(self) -> dict[str, float | int | None]:
         sample = self._device
@@ -279,13 +303,14 @@ def leave_last_word(word: Snapshot) -> None:
         logger.warning("the last word can't be written to %s: %s", target, error)
 
 
-def _record(step: Step, *, rate: float, ratio: float) -> None:
+def _record(step: Step, progress: TrainProgress, *, rate: float) -> None:
     metrics.loss.set(step.loss)
     metrics.learning_rate.set(step.learning_rate)
     metrics.grad_norm.set(step.grad_norm)
     metrics.step.set(step.number)
     metrics.epoch.set(step.epoch)
-    metrics.progress_ratio.set(ratio)
+    metrics.progress_ratio.set(step.number / max(progress.total_batches, 1))
+    metrics.record_shares(data_wait=progress.data_wait_ratio, mfu=progress.mfu_ratio)
     metrics.tokens_total.inc(step.tokens)
     metrics.samples_total.inc(step.records)
     metrics.tokens_per_second.set(rate)

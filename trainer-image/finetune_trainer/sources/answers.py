@@ -1,20 +1,27 @@
-"""What a hub's refusals mean for a user: gated, private, not there, no such revision. Other trouble may pass."""
+"""What a hub's refusals mean for a user: gated, private, not there, no such revision. Trouble on the way may pass."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 from finetune_api.trainer_config import TOKEN_VARIABLE
 from finetune_api.uris import Uri
-from finetune_trainer.errors import NoPermission, NotFound
+from finetune_trainer.errors import HubUnreachable, NoPermission, NotFound
 
 _KEYS = {"model": "a token", "dataset": f"an {TOKEN_VARIABLE}"}
 """What the Secret of `model.credentials` and that of `dataset.credentials` hold for a hub."""
 
+_OTHERWISE = {
+    "model": "put the model on a volume and name it as model.uri pvc://CLAIM/FOLDER",
+    "dataset": "put the data on a volume and name it as pvc://CLAIM/FILE",
+}
+"""Where to have it from instead."""
+
 
 @contextmanager
 def understood(what: str, uri: str) -> Iterator[None]:
-    """For calls of the hub's library about a model or a dataset. Raises NotFound or NoPermission."""
+    """For calls of the hub's library about a model or a dataset. Raises NotFound, NoPermission or HubUnreachable."""
     from huggingface_hub import errors
+    from huggingface_hub.utils import httpx  # type: ignore[attr-defined]  # it is in its __all__, built at run time
 
     try:
         yield
@@ -25,7 +32,7 @@ def understood(what: str, uri: str) -> Iterator[None]:
         ) from error
     except errors.RevisionNotFoundError as error:
         raise NotFound(f"{what} {uri}: the repository has no revision {Uri.parse(uri).revision!r}") from error
-    except (errors.HfHubHTTPError, errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled) as error:
+    except (httpx.HTTPError, errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled) as error:
         raise _meaning(what, uri, error) from error
 
 
@@ -44,7 +51,19 @@ def _meaning(what: str, uri: str, error: Exception) -> Exception:
             f"the hub refuses {what} {uri} ({status}): it doesn't exist, or is private or gated; set"
             f" {what}.credentials to a Secret with {_KEYS[what]} that may read it"
         )
+    if status is None or status == 429 or status >= 500:
+        why = f"it answers {status}" if status else _in_a_line(error)
+        return HubUnreachable(
+            f"{what} {uri} can't be had: the hub {constants.ENDPOINT} can't be reached ({why}). Another attempt tries"
+            f" again; where pods may not reach it, {_OTHERWISE[what]}"
+        )
     return error
+
+
+def _in_a_line(error: BaseException) -> str:
+    """What the network said, without what the library advises."""
+    cause = error.__cause__ if isinstance(error.__cause__, Exception) else error
+    return " ".join(str(cause).split())[:200] or type(cause).__name__
 
 
 def _status(error: BaseException) -> int | None:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from finetune_api.data import DataFormat
 from finetune_trainer.errors import ConfigInvalid, NoPermission, NotFound
-from finetune_trainer.sources.modelfolder import neighbours
+from finetune_trainer.sources.modelfolder import neighbours, refuse_strays
 
 ENDINGS = {
     ".jsonl": DataFormat.JSONL,
@@ -56,6 +56,7 @@ def find(path: Path, asked: DataFormat, *, uri: str) -> Files:
         if not path.exists():
             raise NotFound(f"dataset {uri} not found: there is no {path}; {neighbours(path)}")
         found = _folder(path, asked, uri) if path.is_dir() else Files(path, (path,), _of_file(path, asked, uri))
+        refuse_strays(found.paths, path, what=f"dataset {uri}")
         for each in found.paths:
             with each.open("rb"):
                 pass

@@ -5,7 +5,7 @@ Weights are safetensors or nothing: a pickle can run code when it is opened.
 
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,12 @@ CODE = ("*.py",)
 WEIGHTS = ("*.safetensors",)
 INDEX = "model.safetensors.index.json"
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
+ELSEWHERE = "transformers_weights"
+"""A setting of config.json with which transformers takes other weights than those that are looked at here."""
+TEMPLATES = "additional_chat_templates"
+_MOUNTS = Path("/mnt")
+_SYSTEM = (Path("/proc"), Path("/sys"), Path("/dev"))
+"""Where a process finds its own environment, and with it the credentials."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +59,24 @@ def find(source: ModelSource) -> ModelFolder:
     """The model's descriptions, downloaded if need be. Raises NotFound or NoPermission with what is wrong."""
     patterns = DESCRIPTIONS + (CODE if source.trust_remote_code else ())
     path = Path(source.path) if source.path is not None else _download(source, patterns)
-    return ModelFolder(path, source, _description(path, source))
+    config = _description(path, source)
+    if config.get(ELSEWHERE) is not None:
+        raise NotFound(f"model {source.uri}: its config.json sets {ELSEWHERE}, which is not followed: remove it")
+    if source.path is not None:
+        refuse_strays((*path.iterdir(), *(path / TEMPLATES).glob("*")), path, what=f"model {source.uri}")
+    return ModelFolder(path, source, config)
+
+
+def refuse_strays(files: Iterable[Path], start: Path, *, what: str) -> None:
+    """Raises NotFound for a link that leads out of the volume, or to what the system tells of this process.
+
+    Whoever can write the volume could else have the environment, and the credentials in it, taken for data.
+    """
+    mount = _mount_of(start).resolve()
+    for file in files:
+        place = file.resolve()
+        if not place.is_relative_to(mount) or any(place.is_relative_to(system) for system in _SYSTEM):
+            raise NotFound(f"{what}: {file.name} is a link that leads out of its volume, and is never followed")
 
 
 def fetch_weights(folder: ModelFolder) -> None:
@@ -62,7 +85,7 @@ def fetch_weights(folder: ModelFolder) -> None:
         _download(folder.source, WEIGHTS)
     uri, path = folder.source.uri, folder.path
     if (path / INDEX).is_file():
-        shards = set(read_json(path / INDEX, uri).get("weight_map", {}).values())
+        shards = _shards(path, uri)
         missing = sorted(shard for shard in shards if not (path / shard).is_file())
         if missing:
             raise NotFound(f"model {uri} is not whole: {', '.join(missing[:5])} of {len(shards)} weight files missing")
@@ -76,6 +99,24 @@ def fetch_weights(folder: ModelFolder) -> None:
             " run code and are not loaded: convert them with save_pretrained(..., safe_serialization=True)"
         )
     raise NotFound(f"model {uri} has no weights: no *.safetensors in {path}; {neighbours(path)}")
+
+
+def _mount_of(path: Path) -> Path:
+    """The volume's root in a pod; elsewhere there is none."""
+    return Path(*path.parts[:3]) if path.is_relative_to(_MOUNTS) else Path("/")
+
+
+def _shards(path: Path, uri: str) -> set[str]:
+    """The weight files that the index names. Raises NotFound for what lies elsewhere, or is a pickle."""
+    found = read_json(path / INDEX, uri).get("weight_map")
+    if not isinstance(found, dict) or not found:
+        raise NotFound(f"model {uri}: {INDEX} has no weight_map")
+    for name in found.values():
+        if not isinstance(name, str) or Path(name).name != name or not name.endswith(".safetensors"):
+            raise NotFound(
+                f"model {uri}: {INDEX} names {str(name)[:100]!r}: a weight file lies beside it and is a *.safetensors"
+            )
+    return set(found.values())
 
 
 def neighbours(path: Path, limit: int = 10) -> str:
