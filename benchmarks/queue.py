@@ -12,24 +12,22 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import datetime
 import json
 import sys
 import time
 from collections import Counter
 from typing import Any
 
-from benchmarks import lab
+from benchmarks import lab, pretended
 from finetune_api.types import API_VERSION, PLURAL
-from tests.cluster.api import Api, ApiError, Listed
+from tests.cluster.api import Api, Listed
 from tests.cluster.audit import WRITES, AuditLog
 from tests.cluster.controlplane import ControlPlane
 from tests.cluster.operatorprocess import USER
-from tests.cluster.stage import Object, condition, manifest
+from tests.cluster.stage import condition, manifest
 
 KUEUE_SECONDS = 351
 AT_ONCE = 16
-MERGE = "application/merge-patch+json"
 
 
 def main() -> int:
@@ -73,7 +71,7 @@ class Play:
     async def run(self) -> tuple[float, float]:
         """To the end of the last run. Returns the seconds until all were created, and in all."""
         api = Api.from_kubeconfig(self._plane.kubeconfig)
-        followers = [asyncio.create_task(self._complete_jobs(api)), asyncio.create_task(self._count(api))]
+        followers = [asyncio.create_task(pretended.complete_jobs(api)), asyncio.create_task(self._count(api))]
         try:
             for namespace in self._namespaces:
                 await api.create("/api/v1/namespaces", {"metadata": {"name": namespace}})
@@ -95,28 +93,6 @@ class Play:
             body = manifest(f"run-{number}")
             await api.request("POST", f"/apis/{API_VERSION}/namespaces/{namespace}/{PLURAL}", body=body)
 
-    async def _complete_jobs(self, api: Api) -> None:
-        jobs: asyncio.Queue[Object] = asyncio.Queue()
-        workers = [asyncio.create_task(self._complete(api, jobs)) for _ in range(AT_ONCE)]
-        try:
-            async for news in api.follow("/apis/batch/v1/jobs"):
-                for job in news.items if isinstance(news, Listed) else () if news.deleted else (news.item,):
-                    if not job.get("status", {}).get("conditions"):
-                        jobs.put_nowait(job)
-        finally:
-            for worker in workers:
-                worker.cancel()
-
-    async def _complete(self, api: Api, jobs: asyncio.Queue[Object]) -> None:
-        while True:
-            metadata = (await jobs.get())["metadata"]
-            path = f"/apis/batch/v1/namespaces/{metadata['namespace']}/jobs/{metadata['name']}/status"
-            try:
-                await api.request("PATCH", path, body={"status": completed_job()}, content_type=MERGE)
-            except ApiError as error:
-                if error.code != 409:
-                    raise
-
     async def _count(self, api: Api) -> None:
         over = set()
         async for news in api.follow(f"/apis/{API_VERSION}/{PLURAL}"):
@@ -129,14 +105,6 @@ class Play:
                     sys.stderr.write(f"\r{self.completed} of {self._runs} runs")
             if self.completed == self._runs:
                 self._over.set()
-
-
-def completed_job() -> dict[str, Any]:
-    """What the Job controller writes in the end."""
-    now = datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-    known = {"status": "True", "lastTransitionTime": now, "lastProbeTime": now, "reason": "CompletionsReached"}
-    conditions = [{"type": kind, **known} for kind in ("SuccessCriteriaMet", "Complete")]
-    return {"startTime": now, "completionTime": now, "succeeded": 1, "conditions": conditions}
 
 
 def most_active(writes: list[Any]) -> int:

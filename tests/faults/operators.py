@@ -122,7 +122,7 @@ class Kubelet:
                 await ended
                 raise
             self._pid = None
-            if code == -signal.SIGKILL:
+            if self.down.is_set():
                 self.kills += 1
             else:
                 self.exits.append(code)

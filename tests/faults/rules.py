@@ -1,7 +1,8 @@
 """Rules of a fault: what is done to which request or to which line of a watch, and when. Pure but for the counting.
 
 A rule counts what matches `at` from the moment it is armed: at once, or when the scenario reaches the mark `armed`, or
-when the rule before it has struck (`chained`). From the `nth` match on it strikes, `times` times, or for `seconds`.
+when the rule before it has struck (`chained`). From the `nth` match on it strikes, `times` times, or for `seconds`;
+with `every` it strikes the `nth` match and each so many after it, to the end.
 """
 
 from __future__ import annotations
@@ -45,6 +46,7 @@ class Rule:
     at: str
     nth: int = 1
     times: int = 1
+    every: int = 0
     seconds: float = 0.0
     code: int = 500
     retry_after: int | None = None
@@ -108,6 +110,8 @@ class RuleBook:
         lasting = rule.seconds > 0 and rule.do == Do.ANSWER
         if lasting and count.struck:
             return self._clock() < count.first + rule.seconds
+        if rule.every:
+            return (count.seen - rule.nth) % rule.every == 0
         return count.struck < rule.times
 
     def _note(self, count: _Count, place: int) -> None:

@@ -28,8 +28,10 @@ def struck(book: RuleBook, labels: Sequence[str], *, watch: bool = False) -> Seq
         (Rule(do=Do.DROP, at="POST-jobs", nth=2), [False, False, True, False]),
         (Rule(do=Do.DROP, at="*", nth=2, times=2), [False, True, True, False]),
         (Rule(do=Do.DROP, at="PUT-*"), [False, False, False, False]),
+        (Rule(do=Do.DROP, at="*", nth=2, every=2), [False, True, False, True]),
+        (Rule(do=Do.DROP, at="*", every=1), [True, True, True, True]),
     ],
-    ids=["the first that matches", "the second", "twice", "nothing"],
+    ids=["the first that matches", "the second", "twice", "nothing", "every other one", "each"],
 )
 def test_a_rule_strikes(rule: Rule, found: Sequence[bool]) -> None:
     labels = ["LIST-jobs-fresh", "POST-jobs", "POST-jobs", "POST-jobs"]

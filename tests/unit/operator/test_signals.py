@@ -42,9 +42,8 @@ def leave(number: int, *, before: str = "", inside: str = "await asked.wait()") 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_asked_it_leaves_in_order(number: int) -> None:
-    code, printed, seconds = leave(number)
+    code, printed, _ = leave(number)
     assert (code, printed) == (0, "left\n")
-    assert seconds < signals.LEAVE_SECONDS
 
 
 @pytest.mark.parametrize(
@@ -59,7 +58,7 @@ def test_asked_it_leaves_in_order(number: int) -> None:
 def test_stuck_it_is_gone_soon_all_the_same(inside: str) -> None:
     code, printed, seconds = leave(signal.SIGTERM, inside=inside)
     assert (code, printed) == (0, "")
-    assert signals.LEAVE_SECONDS <= seconds < 2
+    assert signals.LEAVE_SECONDS <= seconds < 2 * signals.LEAVE_SECONDS
 
 
 def test_handlers_that_a_library_installs_do_not_matter() -> None:
