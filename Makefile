@@ -1,16 +1,18 @@
 # Needs GNU make, bash and Python 3.11 or newer with venv. PYTHON=python3.12 picks another interpreter,
-# ARGS="-k name" goes to pytest or to the demo.
+# ARGS="-k name" goes to pytest or to the demo, WORKERS=4 is how many processes share the tests.
 
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .ONESHELL:
 .DEFAULT_GOAL := help
-.PHONY: help setup kube demo test unit e2e faults generate verify bench-trainer bench-operator bench-retries bench-queue bench-hangs bench-idle bench-saves bench-devices images images-test checkov requirements clean
+.PHONY: help setup kube kueue demo test unit e2e faults generate verify bench-trainer bench-operator bench-retries bench-queue bench-hangs bench-idle bench-soak bench-saves bench-devices images images-test checkov requirements clean
 
 PYTHON ?= python3
 ARGS ?=
+WORKERS ?= 2
 VENV := .venv
 RUN := $(VENV)/bin/python
+PYTEST = $(RUN) -m pytest --numprocesses $(WORKERS)
 SOURCES := $(wildcard operator trainer-image charts tests benchmarks examples)
 PINS := requirements/uv.txt requirements/dev.txt requirements/demo.txt
 # Named after what it stands for, the pins and pyproject.toml down to the linters: while they stay, nothing is set up.
@@ -42,17 +44,20 @@ $(STAMP):
 kube: ## Build the pinned Kubernetes into the cache: minutes once, seconds after.
 	@$(PYTHON) -m tests.cluster.kube
 
+kueue: ## Build the pinned Kueue into the cache, for the tests of queues: minutes once. Without it they are skipped.
+	@$(PYTHON) -m tests.kueue.build
+
 demo: setup ## Fine-tune a small model on a real Kubernetes, as a user would.
 	@$(RUN) -m examples.demo $(ARGS)
 
 test: setup kube ## Run every test.
-	@$(RUN) -m pytest $(ARGS)
+	@$(PYTEST) $(ARGS)
 
 unit: setup ## Run the tests that need no Kubernetes.
-	@$(RUN) -m pytest -m 'not cluster and not demo' $(ARGS)
+	@$(PYTEST) -m 'not cluster and not demo' $(ARGS)
 
 e2e: setup kube ## Run the tests on real Kubernetes alone.
-	@$(RUN) -m pytest -m cluster $(ARGS)
+	@$(PYTEST) -m cluster $(ARGS)
 
 faults: setup kube ## Play every fault plan against the operator, and report; ARGS="-k NAME" picks some.
 	@$(RUN) -m tests.faults $(ARGS)
@@ -62,7 +67,7 @@ generate: setup ## Write what is generated: crds/, docs/api.md, and the chart's 
 	$(RUN) -m charts.dashboards
 	$(RUN) -m tests.chart.generate
 
-verify: setup ## Check generated files, lint, format, types and layers.
+verify: setup ## Check generated files, lint, format, types, layers, and look for weaknesses and secrets.
 	@$(RUN) -m finetune_api.crd --check
 	$(RUN) -m charts.dashboards --check
 	$(RUN) -m tests.chart.generate --check
@@ -70,6 +75,7 @@ verify: setup ## Check generated files, lint, format, types and layers.
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy $(SOURCES)
 	$(VENV)/bin/lint-imports --no-logo
+	$(RUN) -m tests.security.scan
 
 bench-trainer: setup ## Measure the trainer's tokens/s beside TRL's and transformers'.
 	@$(RUN) -m benchmarks.trainer $(ARGS)
@@ -77,7 +83,7 @@ bench-trainer: setup ## Measure the trainer's tokens/s beside TRL's and transfor
 bench-operator: setup kube ## Measure writes a run, and the time from event to status.
 	@$(RUN) -m benchmarks.operator
 
-bench-retries bench-queue bench-hangs bench-idle: setup kube
+bench-retries bench-queue bench-hangs bench-idle bench-soak: setup kube
 	@$(RUN) -m benchmarks.$(@:bench-%=%) $(ARGS)
 
 bench-saves bench-devices: setup
@@ -89,6 +95,7 @@ bench-retries: ## Measure how soon a failed attempt is followed by the next.
 bench-queue: ## Measure 15,000 queued runs; ARGS="--runs 1000" takes fewer.
 bench-hangs: ## Look for hangs among 100 slow runs.
 bench-idle: ## Measure what 1,000 idle runs cost in 10 minutes.
+bench-soak: ## Measure what is left of 10,000 runs that have come and gone.
 
 images: setup ## Build both images with buildah: BASE=image@sha256:..., or BASE_TAR=file.
 	@$(RUN) -m tests.images.build $(if $(BASE_TAR),--base-tar $(BASE_TAR),--base $(BASE)) $(if $(ARGS),-- $(ARGS))
@@ -109,7 +116,9 @@ requirements: setup ## Pin the dependencies again; ARGS=--upgrade takes newer on
 	compile pyproject.toml --extra trainer --constraint requirements/dev.txt --output-file requirements/trainer.txt
 	compile --no-deps requirements/demo.in --output-file requirements/demo.txt
 	compile requirements/uv.in --output-file requirements/uv.txt
+	compile requirements/semgrep.in --output-file requirements/semgrep.txt
 	compile --no-deps --constraint requirements/dev.txt requirements/bench.in --output-file requirements/bench.txt
+	compile requirements/mlflow.in --output-file requirements/mlflow.txt
 
 clean: ## Remove .venv and what tools left; the caches outside the checkout stay.
 	@rm -rf $(VENV) .demo dist .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache

@@ -8,6 +8,7 @@ have no fixed one, and all columns, in the order of index.json.
 import bz2
 import gzip
 import hashlib
+import io
 import itertools
 import json
 import struct
@@ -138,9 +139,9 @@ def _unpacked(data: bytes, compression: str, size: int) -> bytes:
     try:
         match kind:
             case "gz":
-                found = gzip.decompress(data)
+                found = gzip.GzipFile(fileobj=io.BytesIO(data)).read(size + 1)
             case "bz2":
-                found = bz2.decompress(data)
+                found = bz2.BZ2File(io.BytesIO(data)).read(size + 1)
             case "zstd" | "br" | "snappy":
                 import pyarrow as pa
 
@@ -151,5 +152,5 @@ def _unpacked(data: bytes, compression: str, size: int) -> bytes:
     except (OSError, ValueError, EOFError) as error:
         raise Problem(f"the shard can't be decompressed: {error}") from error
     if len(found) != size:
-        raise Problem(f"the shard has {len(found)} bytes where index.json says {size}")
+        raise Problem(f"the shard has {'more' if len(found) > size else len(found)} bytes where index.json says {size}")
     return found

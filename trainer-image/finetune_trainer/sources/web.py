@@ -28,14 +28,22 @@ Guard = Callable[[Address], bool]
 
 def is_inner(address: Address) -> bool:
     """Whether an address is this machine's own, link-local (metadata services) or no address of a machine."""
-    mapped = getattr(address, "ipv4_mapped", None) or getattr(address, "sixtofour", None)
-    if mapped is not None:
-        return is_inner(mapped)
+    if isinstance(address, ipaddress.IPv6Address) and (inside := _carried(address)) is not None:
+        return is_inner(inside)
     if address in _METADATA:
         return True
     return address.is_loopback or address.is_link_local or address.is_multicast or address.is_unspecified
 
 
+def _carried(address: ipaddress.IPv6Address) -> ipaddress.IPv4Address | None:
+    """The address that a mapped, 6to4, NAT64 or IPv4-compatible one stands for."""
+    if address.ipv4_mapped or address.sixtofour:
+        return address.ipv4_mapped or address.sixtofour
+    carries = any(address in network for network in _CARRIERS) and int(address) > 1
+    return ipaddress.IPv4Address(int(address) & 0xFFFFFFFF) if carries else None
+
+
+_CARRIERS = (ipaddress.ip_network("64:ff9b::/96"), ipaddress.ip_network("::/96"))
 _METADATA = (ipaddress.ip_address("fd00:ec2::254"), ipaddress.ip_address("100.100.100.200"))
 """Metadata services that aren't at a link-local address."""
 
@@ -162,14 +170,25 @@ class _Connection(http.client.HTTPSConnection):
 
 def _refuse_literal(host: str, refuse: Guard, url: str) -> None:
     try:
-        address = ipaddress.ip_address(host.strip("[]").partition("%")[0])
-    except ValueError:
+        address = _address(host.strip("[]").partition("%")[0])
+    except (ValueError, OSError):
         return  # a name
     if refuse(address):
         raise ConfigInvalid(
             f"{url} leads to {address}, an address of this machine or of the network's own services: data is never"
             " fetched from there"
         )
+
+
+def _address(host: str) -> Address:
+    """As resolvers read it: 127.1, 2130706433 and 0x7f000001 are addresses too. Raises ValueError or OSError."""
+    host = host.rstrip(".").lower()
+    if host == "localhost" or host.endswith(".localhost"):
+        return ipaddress.IPv4Address("127.0.0.1")
+    try:
+        return ipaddress.ip_address(host)
+    except ValueError:
+        return ipaddress.IPv4Address(socket.inet_aton(host))
 
 
 def _refuse_errors(url: str, place: str, response: http.client.HTTPResponse) -> None:
