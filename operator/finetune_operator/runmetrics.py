@@ -15,7 +15,7 @@ from prometheus_client.registry import Collector
 
 from finetune_api.snapshot import EventType, Snapshot
 from finetune_api.status import ConditionStatus, ConditionType, Phase, Progress
-from finetune_operator import admission, failures, progress
+from finetune_operator import admission, failures, kueue, progress
 from finetune_operator.settings import Limits
 from finetune_operator.world import Run
 
@@ -219,8 +219,8 @@ def _sums(runs: list[Run], limits: Limits) -> Iterator[GaugeMetricFamily]:
     for phase in Phase:
         counted.add_metric([phase.value], phases[phase])
     yield counted
-    active = [run for run in runs if admission.is_active(run)]
-    waiting = [run for run in runs if admission.is_waiting(run)]
+    active = [run for run in runs if admission.is_active(run) and not _waits_in_kueue(run)]
+    waiting = [run for run in runs if admission.is_waiting(run) or _waits_in_kueue(run)]
     namespaces = sorted({run.key.namespace for run in runs})
     yield _by_namespace("active_runs", "Runs that are active.", active, namespaces)
     yield _by_namespace("waiting_runs", "Runs that wait for their turn.", waiting, namespaces)
@@ -238,6 +238,11 @@ def _sums(runs: list[Run], limits: Limits) -> Iterator[GaugeMetricFamily]:
         oldest.add_metric([namespace], time.timestamp())
     yield oldest
     yield from _devices(active, limits)
+
+
+def _waits_in_kueue(run: Run) -> bool:
+    """Its attempt is recorded, and its Job has no devices."""
+    return kueue.concerns(run.spec) and run.status.phase is Phase.QUEUED
 
 
 def _by_namespace(name: str, meaning: str, runs: list[Run], namespaces: list[str]) -> GaugeMetricFamily:

@@ -148,6 +148,15 @@ def test_a_thousand_active_runs_have_at_most_28_series_each() -> None:
     assert len(many) <= 28_100
 
 
+@pytest.mark.parametrize(("phase", "active"), [(Phase.QUEUED, 0), (Phase.RUNNING, 1)])
+def test_a_run_whose_job_waits_for_kueue_waits_and_has_no_devices(phase: Phase, active: int) -> None:
+    asked = {"resources": {"deviceResource": "nvidia.com/gpu", "devicesPerNode": 4}, "queue": {"name": "team-a"}}
+    found = text((worlds.run(asked, status=TRAINS.model_copy(update={"phase": phase})), None))
+    assert f'finetune_operator_active_runs{{namespace="ml"}} {active}.0' in found
+    assert f'finetune_operator_waiting_runs{{namespace="ml"}} {1 - active}.0' in found
+    assert f'finetune_operator_active_devices{{resource="nvidia.com/gpu"}} {4 * active}.0' in found
+
+
 def test_devices_are_summed_beside_their_limit() -> None:
     asked = {"resources": {"deviceResource": "nvidia.com/gpu", "devicesPerNode": 4, "nodes": 2}}
     found = text((worlds.run(asked, status=TRAINS), None))
