@@ -5,13 +5,11 @@ from __future__ import annotations
 import contextlib
 import datetime
 import statistics
-import subprocess
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from finetune_api.types import API_VERSION, PLURAL
 from tests.cluster import controlplane, node, operatorprocess, stage
 from tests.cluster.controlplane import ControlPlane
 from tests.cluster.operatorprocess import OperatorProcess
@@ -24,7 +22,7 @@ def trainings(
 ) -> Iterator[tuple[ControlPlane, OperatorProcess]]:
     """A whole cluster: the stub trainer, and other `images`, run as processes of one node."""
     with controlplane.start() as plane, tempfile.TemporaryDirectory() as folder:
-        install(plane)
+        operatorprocess.install(plane)
         machine = node.Settings(
             kubeconfig=plane.node_kubeconfig,
             images={stage.STUB_IMAGE: stage.STUB, **(images or {})},
@@ -41,7 +39,7 @@ def trainings(
 def objects_alone(**settings: object) -> Iterator[tuple[ControlPlane, OperatorProcess]]:
     """An API server without controllers and nodes: nothing runs but what the benchmark pretends."""
     with controlplane.start(controllers=False) as plane, tempfile.TemporaryDirectory() as folder:
-        install(plane)
+        operatorprocess.install(plane)
         with _operator(plane, Path(folder), settings) as operator:
             yield plane, operator
 
@@ -52,16 +50,6 @@ def _operator(plane: ControlPlane, folder: Path, settings: Mapping[str, Any]) ->
     with operatorprocess.running(account, folder=folder, namespaces=(), **settings) as operator:
         stage.until(operator.healthy, bool, what="the operator's health")
         yield operator
-
-
-def install(plane: ControlPlane) -> None:
-    """The CRD and the operator's rights."""
-    files = ("-f", str(operatorprocess.ROOT / "crds"), "-f", str(operatorprocess.RBAC))
-    subprocess.run(
-        [plane.binaries.kubectl, "--kubeconfig", plane.kubeconfig, "apply", *files], check=True, capture_output=True
-    )
-    runs = f"/apis/{API_VERSION}/{PLURAL}"
-    stage.until(lambda: plane.api().ok(runs), bool, what="the CRD")
 
 
 def moment(text: str) -> datetime.datetime:

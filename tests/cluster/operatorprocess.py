@@ -138,6 +138,20 @@ def running(
             operator.kill()
 
 
+def install(control_plane: ControlPlane) -> None:
+    """The CRDs, known to the API server, and the rights of examples/operator-rbac.yaml."""
+    kubectl = [str(control_plane.binaries.kubectl), f"--kubeconfig={control_plane.kubeconfig}"]
+    crds = ["-f", str(ROOT / "crds")]
+    # a new CRD has no list of conditions to wait for until its names were accepted
+    named, established = "--for=jsonpath={.status.acceptedNames.kind}", "--for=condition=Established"
+    for command in (
+        ["apply", "--server-side", *crds, "-f", str(RBAC)],
+        ["wait", named, "--timeout=30s", *crds],
+        ["wait", established, "--timeout=30s", *crds],
+    ):
+        subprocess.run([*kubectl, *command], check=True, stdout=subprocess.DEVNULL)
+
+
 def account(control_plane: ControlPlane) -> Path:
     """A kubeconfig of the account in the example, which has to be applied before."""
     return control_plane.service_account_kubeconfig(NAMESPACE, ACCOUNT)

@@ -8,7 +8,6 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
-import subprocess
 import sys
 import tempfile
 import time
@@ -33,7 +32,8 @@ async def cluster(*, at_once: int = AT_ONCE, references: int = REFERENCES, keep:
             api_server=control_plane.server,
         )
         with node.running(settings), scratch() as folder:
-            kubeconfig = prepared(control_plane)
+            operatorprocess.install(control_plane)
+            kubeconfig = operatorprocess.account(control_plane)
             async with Rig.ready(
                 control_plane,
                 kubeconfig=kubeconfig,
@@ -52,24 +52,6 @@ def scratch() -> Iterator[Path]:
     yield folder
     with contextlib.suppress(OSError):
         folder.rmdir()
-
-
-def prepared(control_plane: controlplane.ControlPlane) -> Path:
-    """The CRD, and the operator's account with the rights of the example: its kubeconfig."""
-    kubectl = [str(control_plane.binaries.kubectl), f"--kubeconfig={control_plane.kubeconfig}"]
-    crds = operatorprocess.ROOT / "crds"
-    subprocess.run(
-        [*kubectl, "apply", "--server-side", "-f", str(crds), "-f", str(operatorprocess.RBAC)],
-        check=True,
-        stdout=subprocess.DEVNULL,
-    )
-    # a new CRD has no list of conditions to wait for until its names were accepted
-    accepted = "--for=jsonpath={.status.acceptedNames.kind}=FineTuneRun"
-    for condition in (accepted, "--for=condition=Established"):
-        subprocess.run(
-            [*kubectl, "wait", condition, "--timeout=30s", "-f", str(crds)], check=True, stdout=subprocess.DEVNULL
-        )
-    return operatorprocess.account(control_plane)
 
 
 async def every_plan(found: Rig, *, written: Sequence[Plan], only: str) -> Sequence[Plan]:

@@ -94,12 +94,15 @@ class Kubelet:
         """It was crashed and isn't to be started until `up`."""
         self._up = asyncio.Event()
         self._pid: int | None = None
+        self._crashed: int | None = None
+        """The pid that was killed last; an operator can also end by a SIGKILL of its own: kopf's, when it hangs."""
 
     def crash(self) -> None:
         """SIGKILL; it stays down until `up`."""
         self.down.set()
         self._up.clear()
         assert self._pid is not None, "a request came from it"
+        self._crashed = self._pid
         os.kill(self._pid, signal.SIGKILL)
 
     def up(self) -> None:
@@ -121,8 +124,8 @@ class Kubelet:
                 os.kill(self._pid, signal.SIGKILL)
                 await ended
                 raise
-            self._pid = None
-            if self.down.is_set():
+            planned, self._pid = self._pid == self._crashed, None
+            if planned:
                 self.kills += 1
             else:
                 self.exits.append(code)
