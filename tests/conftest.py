@@ -3,6 +3,7 @@ tests stay together when several processes share the work (`-n 2`), since what t
 """
 
 import os
+import signal
 
 import pytest
 from hypothesis import settings
@@ -14,6 +15,11 @@ settings.load_profile("untimed")
 if "PYTEST_XDIST_WORKER" in os.environ:
     # Processes with as many threads each as the machine has cores wait for each other in every matrix product.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    # So a shell starts what it runs in the background; programs that tests end by SIGINT would inherit it.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 class TogetherByFile(LoadFileScheduling):  # type: ignore[misc]  # xdist ships no types

@@ -190,7 +190,7 @@ def test_only_the_newest_checkpoints_are_kept_and_latest_names_the_last(tmp_path
 def test_no_checkpoint_holds_a_pickle(tmp_path: Path) -> None:
     trainer_process.run(configuration(tmp_path))
     files = [path for path in (tmp_path / "run").rglob("*") if path.is_file()]
-    assert {path.suffix for path in files} == {".json", ".jsonl", ".safetensors", ".md"}
+    assert {path.suffix for path in files} == {".json", ".jsonl", ".log", ".safetensors", ".md"}
 
 
 @pytest.fixture(scope="module")
