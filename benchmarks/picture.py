@@ -25,11 +25,9 @@ from typing import Any
 from benchmarks import drawing, lab
 from charts import dashboards
 from tests import tiny_model
-from tests.cluster import podnetwork, stage
-from tests.cluster.conftest import VENV_FIRST
+from tests.cluster import podnetwork, realtrainer, stage
 from tests.cluster.controlplane import ControlPlane
 from tests.cluster.operatorprocess import OperatorProcess
-from tests.cluster.podspec import Image
 from tests.cluster.stage import Stage
 from tests.cluster.test_operator_metrics import get, query, scraping
 from tests.prometheus import programs
@@ -46,20 +44,9 @@ def main() -> int:
     parser.add_argument("--to", type=Path, default=PICTURE, metavar="FILE")
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        image = _trainer(Path(folder))
+        image = realtrainer.image(Path(folder))
         with lab.trainings(images={IMAGE: image}, poll_seconds=1) as (plane, operator):
             return _play(plane, operator, Path(folder), steps=given.steps, to=given.to)
-
-
-def _trainer(folder: Path) -> Image:
-    """The real trainer, with a hub cache that holds a tiny model."""
-    repository = folder / "hub" / "models--example--tiny"
-    (repository / "refs").mkdir(parents=True)
-    (repository / "refs" / "main").write_text("one")
-    (repository / "snapshots").mkdir()
-    (repository / "snapshots" / "one").symlink_to(tiny_model.build())
-    offline = {"HF_HUB_CACHE": str(repository.parent), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
-    return Image((sys.executable, "-m", "finetune_trainer"), {**VENV_FIRST, **offline})
 
 
 def _play(plane: ControlPlane, operator: OperatorProcess, folder: Path, *, steps: int, to: Path) -> int:

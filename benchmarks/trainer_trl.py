@@ -3,30 +3,18 @@
 It never enters the development environment, whose pins it could change; what else it needs it takes from there.
 """
 
-import hashlib
-import os
-import shutil
 import subprocess
 import sys
-import tempfile
 from pathlib import Path
+
+from tests import cached
 
 PINS = Path(__file__).resolve().parent.parent / "requirements" / "bench.txt"
 
 
 def folder() -> Path:
     """Where it is; installed first if it isn't there yet."""
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "finetune-operator"
-    target = cache / f"bench-{hashlib.sha256(PINS.read_bytes()).hexdigest()[:12]}"
-    if not target.exists():
-        cache.mkdir(parents=True, exist_ok=True)
-        made = Path(tempfile.mkdtemp(dir=cache, prefix=".bench-"))
-        _install(made)
-        try:
-            made.rename(target)
-        except OSError:  # another process was first
-            shutil.rmtree(made)
-    return target
+    return cached.folder("bench", PINS, install=_install)
 
 
 def enable() -> None:

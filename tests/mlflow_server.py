@@ -3,20 +3,18 @@ it that can be shut, hang, or answer as a broken server does.
 """
 
 import contextlib
-import hashlib
 import json
 import os
-import shutil
 import socket
 import subprocess
-import sys
-import tempfile
 import threading
 import time
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
+
+from tests import cached
 
 PINS = Path(__file__).resolve().parent.parent / "requirements" / "mlflow.txt"
 START_SECONDS = 180.0
@@ -28,28 +26,6 @@ _CANNED: dict[str, bytes] = {
     "401": b"HTTP/1.1 401 Unauthorized\r\nContent-Length: 0\r\nConnection: close\r\n\r\n",
     "redirect": b"HTTP/1.1 302 Found\r\nLocation: http://169.254.169.254/latest?token=x\r\nContent-Length: 0\r\n\r\n",
 }
-
-
-def environment() -> Path:
-    """The environment's bin folder; installed first if it isn't there yet."""
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "finetune-operator"
-    target = cache / f"mlflow-{hashlib.sha256(PINS.read_bytes()).hexdigest()[:12]}"
-    if not target.exists():
-        cache.mkdir(parents=True, exist_ok=True)
-        made = Path(tempfile.mkdtemp(dir=cache, prefix=".mlflow-"))
-        _install(made)
-        try:
-            made.rename(target)
-        except OSError:  # another process was first
-            shutil.rmtree(made)
-    return target / "bin"
-
-
-def _install(made: Path) -> None:
-    uv = str(Path(sys.executable).parent / "uv")
-    subprocess.run([uv, "venv", "--quiet", "--allow-existing", "--python", sys.executable, str(made)], check=True)
-    options = ("--quiet", "--require-hashes", "--python", str(made / "bin" / "python"))
-    subprocess.run([uv, "pip", "sync", *options, str(PINS)], check=True)
 
 
 class Server:
@@ -87,7 +63,7 @@ class Server:
     @property
     def python(self) -> str:
         """The interpreter that has MLflow."""
-        return str(environment() / "python")
+        return str(cached.environment("mlflow", PINS) / "python")
 
     def stop(self) -> None:
         """End it, and the workers that it started."""

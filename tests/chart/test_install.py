@@ -26,9 +26,10 @@ from tests.chart.generate import CHART, ROOT
 from tests.chart.helm import NAMESPACE, RELEASE, Helm, HelmError
 from tests.cluster import node
 from tests.cluster.audit import AuditLog
-from tests.cluster.conftest import VENV_FIRST, Kubectl, fresh_namespace
+from tests.cluster.conftest import Kubectl, fresh_namespace
 from tests.cluster.controlplane import ControlPlane
 from tests.cluster.podspec import Image
+from tests.cluster.realtrainer import VENV_FIRST
 from tests.cluster.rest import ApiError
 from tests.cluster.stage import STUB, Stage, manifest, until
 

@@ -25,9 +25,9 @@ from tests.cluster import controlplane, kube, node, operatorprocess, stage
 from tests.cluster.audit import AuditLog
 from tests.cluster.pods import Here
 from tests.cluster.podspec import Image
+from tests.cluster.realtrainer import VENV_FIRST
 
 OURS = os.environ.get("CLUSTER") != "current"
-VENV_FIRST = {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "PYTHONUNBUFFERED": "1"}
 
 
 @dataclasses.dataclass(frozen=True)

@@ -12,9 +12,10 @@ import pytest
 
 from finetune_operator.settings import PREFIX
 from tests.cluster.audit import AuditLog
-from tests.cluster.conftest import VENV_FIRST, Kubectl
+from tests.cluster.conftest import Kubectl
 from tests.cluster.operatorprocess import ACCOUNT, NAMESPACE, USER, OperatorProcess, free_port
 from tests.cluster.podspec import Image
+from tests.cluster.realtrainer import VENV_FIRST
 from tests.cluster.stage import STUB_IMAGE, Stage, Writes, condition, until
 
 pytestmark = pytest.mark.cluster

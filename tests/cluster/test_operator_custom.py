@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 import yaml
 
-from tests.cluster.conftest import VENV_FIRST
 from tests.cluster.podspec import Image
+from tests.cluster.realtrainer import VENV_FIRST
 from tests.cluster.stage import Stage, condition
 
 pytestmark = pytest.mark.cluster

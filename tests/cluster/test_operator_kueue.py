@@ -17,8 +17,9 @@ import pytest
 
 from finetune_operator import failures, kueue
 from tests import tiny_model
+from tests.cluster import realtrainer
 from tests.cluster.audit import AuditLog
-from tests.cluster.conftest import VENV_FIRST, Kubectl
+from tests.cluster.conftest import Kubectl
 from tests.cluster.controlplane import ControlPlane
 from tests.cluster.operatorprocess import USER, OperatorProcess
 from tests.cluster.podspec import Image
@@ -224,20 +225,14 @@ def test_what_a_user_pauses_gives_up_its_place(narrow: Queue, stage: Stage, oper
 def test_a_preempted_training_ends_with_the_weights_of_an_undisturbed_one(
     narrow: Queue, stage: Stage, operator: OperatorProcess, images: dict[str, Image], tmp_path: Path
 ) -> None:
-    folder = tmp_path / "hub" / "models--example--tiny"
-    (folder / "refs").mkdir(parents=True)
-    (folder / "refs" / "main").write_text("one")
-    (folder / "snapshots").mkdir()
-    (folder / "snapshots" / "one").symlink_to(tiny_model.build())
-    offline = {"HF_HUB_CACHE": str(folder.parent), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
-    images["real-trainer"] = Image((sys.executable, "-m", "finetune_trainer"), {**VENV_FIRST, **offline})
+    images[realtrainer.IMAGE] = realtrainer.image(tmp_path)
     stage.keep("questions", {"train.jsonl": tiny_model.write_questions(tmp_path / "t.jsonl", 48).read_text()})
     spec: dict[str, Any] = {
-        "model": {"uri": "hf://example/tiny"},
+        "model": {"uri": realtrainer.MODEL},
         "dataset": {"train": {"uri": "configmap://questions/train.jsonl"}},
         "training": {"maxDuration": "200ba", "maxSequenceLength": 64, "batchSize": {"perDevice": 2}},
         "checkpoint": {"interval": "10ba"},
-        "trainer": {"image": "real-trainer"},
+        "trainer": {"image": realtrainer.IMAGE},
     }
     low, high = (f"{word}-{stage.namespace}" for word in ("low", "high"))
     stage.submit("twice", **spec, queue={"name": NAME, "priorityClass": low})

@@ -17,8 +17,7 @@ import pytest
 
 from charts import dashboards
 from tests import tiny_model
-from tests.cluster import podnetwork
-from tests.cluster.conftest import VENV_FIRST
+from tests.cluster import podnetwork, realtrainer
 from tests.cluster.operatorprocess import OperatorProcess, free_port
 from tests.cluster.podspec import Image
 from tests.cluster.stage import Stage, until
@@ -161,13 +160,7 @@ def test_promtool_has_nothing_to_say_of_the_operator(operator: OperatorProcess, 
 @pytest.fixture
 def hub(tmp_path: Path, images: dict[str, Image]) -> None:
     """A hub cache with a tiny model in it, and the real trainer as an image that has that cache."""
-    folder = tmp_path / "hub" / "models--example--tiny"
-    (folder / "refs").mkdir(parents=True)
-    (folder / "refs" / "main").write_text("one")
-    (folder / "snapshots").mkdir()
-    (folder / "snapshots" / "one").symlink_to(tiny_model.build())
-    offline = {"HF_HUB_CACHE": str(folder.parent), "HF_HUB_OFFLINE": "1"}
-    images["real-trainer"] = Image((sys.executable, "-m", "finetune_trainer"), {**VENV_FIRST, **offline})
+    images[realtrainer.IMAGE] = realtrainer.image(tmp_path)
 
 
 NEVER_RESTARTED = {"finetune_operator_restarts_total"}

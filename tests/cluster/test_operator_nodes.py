@@ -6,7 +6,6 @@ import dataclasses
 import json
 import os
 import signal
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ from safetensors.torch import load_file
 from finetune_operator import names
 from tests import builders, tiny_model
 from tests.cluster import node as nodes
-from tests.cluster.conftest import VENV_FIRST
+from tests.cluster import realtrainer
 from tests.cluster.controlplane import ControlPlane
 from tests.cluster.operatorprocess import OperatorProcess
 from tests.cluster.podspec import Image
@@ -99,17 +98,11 @@ def test_a_volume_of_one_node_is_refused_with_the_field(stage: Stage, operator: 
 @pytest.fixture
 def real(tmp_path: Path, images: dict[str, Image], stage: Stage) -> dict[str, Any]:
     """The spec of a run with the real trainer on a tiny model, in steps of eight records."""
-    folder = tmp_path / "hub" / "models--example--tiny"
-    (folder / "refs").mkdir(parents=True)
-    (folder / "refs" / "main").write_text("one")
-    (folder / "snapshots").mkdir()
-    (folder / "snapshots" / "one").symlink_to(tiny_model.build())
-    offline = {"HF_HUB_CACHE": str(folder.parent), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
-    images["real-trainer"] = Image((sys.executable, "-m", "finetune_trainer"), {**VENV_FIRST, **offline})
+    images[realtrainer.IMAGE] = realtrainer.image(tmp_path)
     data = tiny_model.write_questions(tmp_path / "train.jsonl", 48, longest=200).read_text()
     stage.keep("questions", {"train.jsonl": data})
     return {
-        "model": {"uri": "hf://example/tiny"},
+        "model": {"uri": realtrainer.MODEL},
         "dataset": {"train": {"uri": "configmap://questions/train.jsonl"}},
         "method": {"type": "LoRA", "lora": {"rank": 4, "dropout": 0.0}},
         "training": {
@@ -119,7 +112,7 @@ def real(tmp_path: Path, images: dict[str, Image], stage: Stage) -> dict[str, An
             "batchSize": {"perDevice": 2, "global": 8},
         },
         "checkpoint": {"interval": "2ba"},
-        "trainer": {"image": "real-trainer"},
+        "trainer": {"image": realtrainer.IMAGE},
     }
 
 

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from tests import mlflow_server, tiny_model
-from tests.cluster.conftest import VENV_FIRST
+from tests.cluster import realtrainer
 from tests.cluster.operatorprocess import OperatorProcess
 from tests.cluster.podspec import Image
 from tests.cluster.stage import Object, Stage, condition, until
@@ -32,13 +31,7 @@ def door(tmp_path: Path) -> Iterator[mlflow_server.Door]:
 @pytest.fixture
 def trainer(tmp_path: Path, images: dict[str, Image]) -> str:
     """The real trainer as an image that has a hub's cache with a tiny model."""
-    folder = tmp_path / "hub" / "models--example--tiny"
-    (folder / "refs").mkdir(parents=True)
-    (folder / "refs" / "main").write_text("one")
-    (folder / "snapshots").mkdir()
-    (folder / "snapshots" / "one").symlink_to(tiny_model.build())
-    offline = {"HF_HUB_CACHE": str(folder.parent), "HF_HUB_OFFLINE": "1"}
-    images["tracked-trainer"] = Image((sys.executable, "-m", "finetune_trainer"), {**VENV_FIRST, **offline})
+    images["tracked-trainer"] = realtrainer.image(tmp_path)
     return "tracked-trainer"
 
 
@@ -49,7 +42,7 @@ def test_a_run_tells_of_a_server_that_is_away_and_is_recorded_once_it_is_there(
     stage.keep("questions", {"train.jsonl": tiny_model.write_questions(tmp_path / "train.jsonl", 30).read_text()})
     stage.submit(
         "tracked",
-        model={"uri": "hf://example/tiny"},
+        model={"uri": realtrainer.MODEL},
         dataset={"train": {"uri": "configmap://questions/train.jsonl"}},
         training={"maxDuration": "400ba", "maxSequenceLength": 64, "batchSize": {"perDevice": 1}},
         checkpoint={"interval": "100ba"},

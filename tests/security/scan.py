@@ -7,10 +7,8 @@ a waiver stands in rules/waivers.yaml, with its reason.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
-import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
@@ -18,6 +16,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import yaml
+
+from tests import cached
 
 ROOT = Path(__file__).resolve().parents[2]
 PINS = ROOT / "requirements" / "semgrep.txt"
@@ -57,17 +57,7 @@ QUIET = {"SEMGREP_SEND_METRICS": "off", "SEMGREP_ENABLE_VERSION_CHECK": "0", "SE
 
 def tools() -> Path:
     """The folder of the programs, installed on the first use: a minute, then nothing."""
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "finetune-operator"
-    tag = hashlib.sha256(PINS.read_bytes() + sys.version.encode()).hexdigest()[:12]
-    folder = cache / f"security-{tag}"
-    if not (folder / "whole").exists():
-        shutil.rmtree(folder, ignore_errors=True)
-        uv = Path(sys.executable).parent / "uv"
-        _run([str(uv), "venv", "--quiet", "--python", sys.executable, str(folder)])
-        there = ["--python", str(folder / "bin" / "python"), "--require-hashes", "--requirement", str(PINS)]
-        _run([str(uv), "pip", "install", "--quiet", *there])
-        (folder / "whole").touch()
-    return folder / "bin"
+    return cached.environment("security", PINS)
 
 
 def semgrep(root: Path) -> Sequence[tuple[str, str, int]]:

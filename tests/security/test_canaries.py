@@ -20,9 +20,8 @@ import pytest
 
 from finetune_api.credentials import MLFLOW_KEYS
 from tests import tiny_model
-from tests.cluster import podnetwork
+from tests.cluster import podnetwork, realtrainer
 from tests.cluster.audit import AuditLog
-from tests.cluster.conftest import VENV_FIRST
 from tests.cluster.operatorprocess import USER, OperatorProcess
 from tests.cluster.podspec import Image
 from tests.cluster.stage import Stage, until
@@ -83,13 +82,7 @@ def canaries() -> Canaries:
 @pytest.fixture
 def trainer(images: dict[str, Image], tmp_path: Path) -> str:
     """The real trainer, with a hub cache in which a tiny model lies; the name of its image."""
-    folder = tmp_path / "hub" / "models--example--tiny"
-    (folder / "refs").mkdir(parents=True)
-    (folder / "refs" / "main").write_text("one")
-    (folder / "snapshots").mkdir()
-    (folder / "snapshots" / "one").symlink_to(tiny_model.build())
-    more = {"HF_HUB_CACHE": str(folder.parent), "HF_HUB_OFFLINE": "1", "no_proxy": "127.0.0.1"}
-    images["canary-trainer"] = Image((sys.executable, "-m", "finetune_trainer"), {**VENV_FIRST, **more})
+    images["canary-trainer"] = realtrainer.image(tmp_path, no_proxy="127.0.0.1")
     return "canary-trainer"
 
 
