@@ -54,7 +54,7 @@ def populate(plane: ControlPlane, *, runs: int) -> None:
     """A third of each kind, behind one run whose Job nobody starts."""
     stage = Stage(plane.api(), NAMESPACE)
     stage.submit("first")
-    stage.until("first", lambda status: status.get("phase") == "Starting")
+    stage.reaches("first", "Starting")
     specs: tuple[dict[str, Any], ...] = ({"suspend": True}, {"cancel": True}, {})
     for number in range(runs - 1):
         stage.submit(f"run-{number}", **specs[number % 3])

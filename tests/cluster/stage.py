@@ -105,6 +105,10 @@ class Stage:
         found: Object = until(lambda: self.status(name), holds, what=f"status of {name}", seconds=seconds)
         return found
 
+    def reaches(self, name: str, *phases: str, seconds: float = PATIENCE) -> Object:
+        """The status once the run is in one of these phases."""
+        return self.until(name, lambda status: status.get("phase") in phases, seconds=seconds)
+
     def finished(self, name: str, *, seconds: float = PATIENCE) -> Object:
         """The status at the run's end."""
         return self.until(name, lambda status: condition(status, "Finished").get("status") == "True", seconds=seconds)

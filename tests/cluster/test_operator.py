@@ -155,7 +155,7 @@ def test_it_runs_in_a_pod_with_the_rights_of_the_example_and_serves_all_namespac
 def test_it_is_healthy_and_leaves_on_a_signal(stage: Stage, operator: OperatorProcess) -> None:
     until(operator.healthy, bool, what="health")
     stage.submit("interrupted", script={"steps": 1000, "step_seconds": 0.1})
-    stage.until("interrupted", lambda status: status.get("phase") == "Running")
+    stage.reaches("interrupted", "Running")
     assert operator.stop() == 0
 
 

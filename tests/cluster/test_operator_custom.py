@@ -83,7 +83,7 @@ def test_a_suspended_command_saves_and_goes_on_where_it_was(shared: Stage) -> No
     submit(shared, "paused-custom", trainer=trainer("python", "-c", code, STEPS="1000000"))
     shared.until("paused-custom", lambda status: status.get("progress", {}).get("batch", 0) > 0, seconds=60)
     shared.change("paused-custom", suspend=True)
-    status = shared.until("paused-custom", lambda status: status.get("phase") == "Suspended", seconds=60)
+    status = shared.reaches("paused-custom", "Suspended", seconds=60)
     stopped = max(checkpoint["step"] for checkpoint in status["checkpoints"])
     assert stopped == status["progress"]["batch"], "it saved when it was asked to stop"
     shared.change("paused-custom", suspend=False)

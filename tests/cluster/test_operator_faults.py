@@ -60,7 +60,7 @@ def test_a_job_that_ends_while_the_operator_is_away_is_not_lost(stage: Stage, op
     stage.submit("unseen", script={"steps": 8, "step_seconds": 0.2})
     stage.submit("broken", script={"exits": [65], "load_seconds": 1, "message": "line 3 is empty"})
     for name in ("unseen", "broken"):
-        stage.until(name, lambda status: status.get("phase") == "Running")
+        stage.reaches(name, "Running")
     operator.kill()
     until(lambda: stage.list("pods"), lambda pods: all(ended(pod) for pod in pods), what="pods")
     operator.start()
@@ -106,7 +106,7 @@ def test_a_run_made_again_under_its_name_gets_a_claim_and_a_job_of_its_own(
     stage: Stage, operator: OperatorProcess
 ) -> None:
     stage.submit("phoenix", script={"steps": 1000, "step_seconds": 0.1})
-    stage.until("phoenix", lambda status: status.get("phase") == "Running")
+    stage.reaches("phoenix", "Running")
     stage.delete("phoenix")
     until(lambda: stage.list("jobs"), lambda left: left == [], what="jobs")
     stage.api.request("DELETE", f"/api/v1/namespaces/{stage.namespace}/configmaps/phoenix-script")

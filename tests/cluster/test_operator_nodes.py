@@ -63,7 +63,7 @@ def test_two_nodes_have_a_pod_each_and_a_name_for_the_first(
     assert service["spec"]["clusterIP"] == "None"
     assert service["spec"]["selector"].items() <= first["metadata"]["labels"].items()
     stage.change("two", suspend=True)
-    stage.until("two", lambda status: status["phase"] == "Suspended")
+    stage.reaches("two", "Suspended")
     assert [pod for pod in pods(stage, "two") if pod["status"]["phase"] == "Running"] == []
     stage.change("two", suspend=False)
     stage.until("two", lambda status: status.get("progress", {}).get("attempt") == 2)

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import yaml
 
+from finetune_operator import kueue
 from tests.cluster import operatorprocess
 from tests.cluster.audit import AuditLog
 from tests.cluster.operatorprocess import RBAC, USER, OperatorProcess
@@ -103,22 +104,22 @@ def _several_nodes_paused_and_resumed(stage: Stage) -> None:
     """The second attempt finds the Service of the first."""
     storage = {"claimTemplate": {"accessMode": "ReadWriteMany"}}
     stage.submit("two", script=LONG, resources={"nodes": 2}, storage=storage)
-    stage.until("two", lambda status: status.get("attempt") == 1)
+    until(lambda: stage.attempts("two"), lambda jobs: "two-1" in jobs, what="Jobs")
     stage.change("two", suspend=True)
-    stage.until("two", lambda status: status["phase"] == "Suspended")
+    stage.reaches("two", "Suspended")
     stage.change("two", suspend=False)
     until(lambda: stage.attempts("two"), lambda jobs: "two-2" in jobs, what="Jobs")
     stage.change("two", cancel=True)
-    stage.until("two", lambda status: status["phase"] == "Canceled")
+    stage.reaches("two", "Canceled")
 
 
 def _pods_without_their_job(stage: Stage) -> None:
     stage.submit("orphaned", script=LONG)
-    stage.until("orphaned", lambda status: status["phase"] == "Running")
+    stage.reaches("orphaned", "Running")
     path = f"/apis/batch/v1/namespaces/{stage.namespace}/jobs/orphaned-1"
     stage.api.request("DELETE", path, propagationPolicy="Orphan")
     stage.change("orphaned", cancel=True)
-    stage.until("orphaned", lambda status: status["phase"] == "Canceled")
+    stage.reaches("orphaned", "Canceled")
 
 
 def _a_volume_that_never_comes(stage: Stage) -> None:
@@ -126,11 +127,12 @@ def _a_volume_that_never_comes(stage: Stage) -> None:
     stage.submit("waiting", storage={"claimTemplate": {"storageClassName": "not-there"}})
     stage.until("waiting", lambda status: "not-there" in status.get("queue", {}).get("message", ""))
     stage.change("waiting", cancel=True)
-    stage.until("waiting", lambda status: status["phase"] == "Canceled")
+    stage.reaches("waiting", "Canceled")
 
 
 def _a_queue(stage: Stage) -> None:
+    """There is no Kueue here, which is an answer too."""
     stage.submit("queued", queue={"name": "team-a"})
-    stage.until("queued", lambda status: status.get("phase") is not None)
+    stage.until("queued", lambda status: condition(status, "Admitted").get("reason") == kueue.NOT_INSTALLED)
     stage.change("queued", cancel=True)
-    stage.until("queued", lambda status: status["phase"] in ("Canceled", "Failed"))
+    stage.reaches("queued", "Canceled", "Failed")
