@@ -12,18 +12,19 @@ from datetime import datetime, timedelta
 from typing import Any
 
 from finetune_api.status import FineTuneRunStatus
-from finetune_operator import kinds, kueue, names, sources
+from finetune_operator import kinds, kueue, names, sources, waiting
 from finetune_operator.cache import Cache
 from finetune_operator.children import Claim, Job, Pod
 from finetune_operator.connection import Connection, Object
 from finetune_operator.errors import ConflictError, ExistsError, GoneError, OperatorError, RefusedError, TakenError
 from finetune_operator.kinds import Kind
 from finetune_operator.names import Key
+from finetune_operator.recent import Recent
+from finetune_operator.warned import Warnings
 from finetune_operator.world import ChildWarning, Run, World
 
 log = logging.getLogger(__name__)
 
-_WARNINGS = "20"
 _REMEMBERED = timedelta(minutes=5)
 
 
@@ -33,7 +34,8 @@ class KubernetesCluster:
     def __init__(self, connection: Connection, *, cache: Cache) -> None:
         self._connection = connection
         self._cache = cache
-        self._workloads: dict[str, tuple[datetime, kueue.Workload | kueue.Silence]] = {}
+        self._warnings = Warnings(connection)
+        self._workloads = Recent[kueue.Workload | kueue.Silence](keep=_REMEMBERED)
 
     async def observe(self, key: Key, *, fresh: bool, now: datetime) -> World | None:
         """From the cache; `fresh` brings it up to date by quorum reads first."""
@@ -80,26 +82,9 @@ class KubernetesCluster:
             return None
 
     async def warnings(self, world: World) -> tuple[ChildWarning, ...]:
-        """Events of type Warning about the newest attempt's claim, Job and pod, newest first."""
-        uids = [child.uid for child in (world.claim, world.job, world.pod) if child is not None]
-        namespace = world.run.metadata.namespace
-        lists = await asyncio.gather(*(self._warnings_about(uid, namespace=namespace) for uid in uids))
-        found = sorted((event for events in lists for event in events), key=_last_seen, reverse=True)
-        return tuple(
-            ChildWarning(
-                kind=event["involvedObject"].get("kind") or "",
-                name=event["involvedObject"].get("name") or "",
-                reason=event.get("reason") or "",
-                message=event.get("message") or "",
-            )
-            for event in found
-        )
-
-    async def _warnings_about(self, uid: str, *, namespace: str) -> list[Object]:
-        query = {"fieldSelector": f"involvedObject.uid={uid},type=Warning", "limit": _WARNINGS}
-        answer = await self._connection.get(f"/api/v1/namespaces/{namespace}/events", **query)
-        items: list[Object] = answer["items"]
-        return items
+        """Events of type Warning about what the run waits for, newest first."""
+        children = waiting.explained_by(world)
+        return await self._warnings.about(children, namespace=world.run.metadata.namespace, now=world.now)
 
     async def workload(self, world: World) -> kueue.Workload | kueue.Silence:
         """What Kueue says of the newest attempt's Job; the last answer again if that isn't old for so long a wait."""
@@ -107,13 +92,11 @@ class KubernetesCluster:
         assert job is not None, "only a Job can wait for Kueue"
         since = world.now - (job.created or world.now)
         about = f"{job.uid} {world.attempt} {world.recorded_start is None}"
-        known = self._workloads.get(about)
-        if known is not None and world.now - known[0] < kueue.pause(waited=since) / 2:
-            return known[1]
+        known = self._workloads.get(about, now=world.now, younger_than=kueue.pause(waited=since) / 2)
+        if known is not None:
+            return known
         found = await self._read_workload(world.run.metadata.namespace, job_uid=job.uid)
-        self._workloads = {key: entry for key, entry in self._workloads.items() if world.now - entry[0] < _REMEMBERED}
-        self._workloads[about] = (world.now, found)
-        return found
+        return self._workloads.put(about, found, now=world.now)
 
     async def _read_workload(self, namespace: str, *, job_uid: str) -> kueue.Workload | kueue.Silence:
         """By a list, each time: Kueue may come and go, and a watch of what isn't there would stop all others."""
@@ -194,10 +177,6 @@ def merge_patch(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any
         before = old.get(key)
         patch[key] = merge_patch(before, value) if isinstance(before, dict) and isinstance(value, dict) else value
     return patch
-
-
-def _last_seen(event: Object) -> str:
-    return event.get("lastTimestamp") or event.get("eventTime") or event["metadata"]["creationTimestamp"] or ""
 
 
 def _taken(kind: Kind, name: str) -> str:

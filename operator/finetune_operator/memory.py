@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 from finetune_api.snapshot import Snapshot
 from finetune_api.status import FineTuneRunStatus
-from finetune_operator import kinds, kueue, names, sources
+from finetune_operator import kinds, kueue, names, sources, waiting
 from finetune_operator.admission import Line
 from finetune_operator.children import Body, Claim, Job, Pod
 from finetune_operator.errors import ConflictError, ExistsError, GoneError, RefusedError, TakenError
@@ -168,9 +168,8 @@ class Memory:
         return (body for body in self.all(kind.name) if kinds.run_uid(kind, body) == run.metadata.uid)
 
     async def warnings(self, world: World) -> tuple[ChildWarning, ...]:
-        """The Events of type Warning about the run's children."""
-        there = (*world.jobs, *world.pods, *((world.claim,) if world.claim else ()))
-        uids = {child.uid for child in there}
+        """The Events of type Warning about what the run waits for."""
+        uids = {child.uid for child in waiting.explained_by(world)}
         return tuple(
             ChildWarning(
                 kind=event["involvedObject"]["kind"],

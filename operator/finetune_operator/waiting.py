@@ -7,7 +7,7 @@ from datetime import timedelta
 from finetune_api.fields import cut
 from finetune_api.uris import Uri
 from finetune_operator import kueue
-from finetune_operator.children import Job, Pod
+from finetune_operator.children import Claim, Job, Pod
 from finetune_operator.errors import TakenError
 from finetune_operator.settings import Settings
 from finetune_operator.world import World
@@ -83,6 +83,13 @@ def is_late(world: World, *, settings: Settings) -> bool:
     since = world.job.started or world.job.created
     late = since is not None and (world.now - since).total_seconds() >= settings.queued_seconds
     return late and not world.job.suspended
+
+
+def explained_by(world: World) -> tuple[Claim | Job | Pod, ...]:
+    """The children whose Events say why such an attempt doesn't run yet."""
+    claim = (world.claim,) if world.claim is not None and world.claim.phase != "Bound" else ()
+    newest = world.pod or world.job
+    return claim + ((newest,) if newest is not None else ())
 
 
 def lacks_its_profile(world: World) -> bool:

@@ -168,7 +168,7 @@ def test_an_event_is_posted_once(memory: Memory) -> None:
 
 def test_warnings_are_those_about_the_run_s_children(memory: Memory) -> None:
     create_children(memory)
-    world = observe(memory)
+    world = worlds.world(worlds.run(status=worlds.status()), jobs=observe(memory).jobs)
     for number, uid in enumerate((world.jobs[0].uid, "another")):
         involved = {"kind": JOB, "name": "x", "uid": uid}
         metadata = {"name": f"e{number}", "namespace": "ml"}
