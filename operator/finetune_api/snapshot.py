@@ -83,7 +83,7 @@ REASONS: dict[int, str] = {
     ExitCode.BAD_CONFIG: "ConfigInvalid",
     ExitCode.BAD_DATA: "DataInvalid",
     ExitCode.NOT_FOUND: "NotFound",
-    ExitCode.UNREACHABLE: "HubUnreachable",
+    ExitCode.UNREACHABLE: "SourceUnreachable",
     ExitCode.STORAGE: "StorageFailed",
     ExitCode.STOPPED: "Stopped",
     ExitCode.NO_PERMISSION: "PermissionDenied",

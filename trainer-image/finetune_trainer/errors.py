@@ -37,8 +37,8 @@ class NotFound(TrainerError):
     exit_code = ExitCode.NOT_FOUND
 
 
-class HubUnreachable(TrainerError):
-    """The hub doesn't answer, or has trouble of its own: it may pass."""
+class SourceUnreachable(TrainerError):
+    """Hub, store or server doesn't answer, or has trouble of its own: it may pass."""
 
     exit_code = ExitCode.UNREACHABLE
 

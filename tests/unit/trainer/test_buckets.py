@@ -15,7 +15,7 @@ import pytest
 from finetune_api.data import DataFormat
 from finetune_api.trainer_config import ModelSource
 from finetune_trainer.data import tokenizer
-from finetune_trainer.errors import NoPermission, NotFound
+from finetune_trainer.errors import NoPermission, NotFound, SourceUnreachable
 from finetune_trainer.sources import buckets, downloads, modelfolder, places
 from tests import tiny_model
 
@@ -56,7 +56,7 @@ def test_a_download_that_was_broken_off_goes_on(s3: Any, monkeypatch: pytest.Mon
         real(self, data)
 
     monkeypatch.setattr(downloads.Download, "add", broken)
-    with pytest.raises(ConnectionResetError):
+    with pytest.raises(SourceUnreachable, match="reset"):
         buckets.fetch("s3://data/large.txt")
     found = buckets.fetch("s3://data/large.txt")
     assert hashlib.sha256(found.read_bytes()).digest() == hashlib.sha256(LARGE).digest()
@@ -94,7 +94,9 @@ def test_a_store_that_refuses_is_told_without_the_key(s3: Any, monkeypatch: pyte
 
 def test_a_store_that_cant_be_reached_is_not_the_users_mistake(monkeypatch: pytest.MonkeyPatch, s3: Any) -> None:
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:1")
-    with pytest.raises(OSError, match="NETWORK_CONNECTION"):
+    with pytest.raises(
+        SourceUnreachable, match=r"dataset s3://data/train.jsonl can't be had: .*NETWORK_CONNECTION.*pvc://"
+    ):
         buckets.fetch("s3://data/train.jsonl")
 
 

@@ -13,7 +13,7 @@ from finetune_api.data import DataFormat
 from finetune_api.snapshot import FINAL_CODES
 from finetune_api.trainer_config import ModelSource
 from finetune_trainer.data import tokenizer
-from finetune_trainer.errors import HubUnreachable, NoPermission, NotFound
+from finetune_trainer.errors import NoPermission, NotFound, SourceUnreachable
 from finetune_trainer.sources import modelfolder, places
 from tests import tiny_model
 
@@ -120,7 +120,7 @@ def test_what_the_hub_refuses_is_explained(
 
 def test_trouble_of_the_hub_is_not_the_users_mistake(hub: "type[_Hub]") -> None:
     hub.refusal = (500, "")
-    with pytest.raises(HubUnreachable, match=r"model hf://ml/tiny can't be had: the hub .* \(it answers 500\)"):
+    with pytest.raises(SourceUnreachable, match=r"model hf://ml/tiny can't be had: the hub .* \(it answers 500\)"):
         modelfolder.find(ModelSource(uri="hf://ml/tiny"))
 
 
@@ -134,7 +134,7 @@ def test_a_hub_that_is_not_there_is_told_in_one_line(monkeypatch: pytest.MonkeyP
         ("model", "hf://ml/tiny", lambda uri: modelfolder.find(ModelSource(uri=uri))),
         ("dataset", "hf://ml/data", lambda uri: places.fetch(uri, DataFormat.AUTO, evaluation=False)),
     ):
-        with pytest.raises(HubUnreachable) as caught:
+        with pytest.raises(SourceUnreachable) as caught:
             ask(uri)
         told = str(caught.value)
         assert told.startswith(f"{what} {uri} can't be had: the hub {address} can't be reached (")

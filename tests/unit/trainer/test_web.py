@@ -15,7 +15,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from finetune_trainer.errors import ConfigInvalid, NoPermission, NotFound, StorageFailed
+from finetune_trainer.errors import ConfigInvalid, NoPermission, NotFound, SourceUnreachable, StorageFailed
 from finetune_trainer.sources import web
 
 CONTENT = bytes(n % 251 for n in range(3_000_000))
@@ -99,7 +99,7 @@ def test_a_file_that_changes_in_between_is_never_mixed(site: "Site", tmp_path: P
 
 def test_a_server_that_never_gives_more_is_given_up(site: "Site", tmp_path: Path) -> None:
     site.handler.cut_at = 0
-    with pytest.raises(OSError, match="closed too early"):
+    with pytest.raises(SourceUnreachable, match=r"train.jsonl can't be had: the connection was closed too early"):
         _fetch(site, "/train.jsonl", tmp_path)
     assert len(site.handler.answers) == web.ATTEMPTS_WITHOUT_PROGRESS
 
@@ -147,7 +147,7 @@ def test_redirects_without_end_are_given_up(site: "Site", tmp_path: Path) -> Non
         (410, NotFound, "not found: the server answers 410"),
         (401, NoPermission, "the server refuses it (401); https:// is fetched without a login"),
         (403, NoPermission, "the server refuses it (403)"),
-        (503, OSError, "the server answers 503"),
+        (503, SourceUnreachable, "can't be had: the server answers 503 Service Unavailable. Another attempt"),
     ],
 )
 def test_what_the_server_refuses_is_explained(

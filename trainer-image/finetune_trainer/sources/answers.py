@@ -5,7 +5,7 @@ from contextlib import contextmanager
 
 from finetune_api.trainer_config import TOKEN_VARIABLE
 from finetune_api.uris import Uri
-from finetune_trainer.errors import HubUnreachable, NoPermission, NotFound
+from finetune_trainer.errors import NoPermission, NotFound, SourceUnreachable
 
 _KEYS = {"model": "a token", "dataset": f"an {TOKEN_VARIABLE}"}
 """What the Secret of `model.credentials` and that of `dataset.credentials` hold for a hub."""
@@ -19,7 +19,7 @@ _OTHERWISE = {
 
 @contextmanager
 def understood(what: str, uri: str) -> Iterator[None]:
-    """For calls of the hub's library about a model or a dataset. Raises NotFound, NoPermission or HubUnreachable."""
+    """For calls of the hub's library about a model or a dataset. Raises NotFound, NoPermission or SourceUnreachable."""
     from huggingface_hub import errors
     from huggingface_hub.utils import httpx  # type: ignore[attr-defined]  # it is in its __all__, built at run time
 
@@ -53,7 +53,7 @@ def _meaning(what: str, uri: str, error: Exception) -> Exception:
         )
     if status is None or status == 429 or status >= 500:
         why = f"it answers {status}" if status else _in_a_line(error)
-        return HubUnreachable(
+        return SourceUnreachable(
             f"{what} {uri} can't be had: the hub {constants.ENDPOINT} can't be reached ({why}). Another attempt tries"
             f" again; where pods may not reach it, {_OTHERWISE[what]}"
         )

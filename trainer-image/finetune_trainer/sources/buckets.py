@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from finetune_api.uris import Scheme, Uri
-from finetune_trainer.errors import ConfigInvalid, NoPermission, NotFound
+from finetune_trainer.errors import ConfigInvalid, NoPermission, NotFound, SourceUnreachable
 from finetune_trainer.sources.downloads import Download, Version, folder_for
 
 BLOCK = 8 << 20
@@ -35,7 +35,10 @@ _ABSENT = ("NO_SUCH_BUCKET", "NO_SUCH_KEY", "RESOURCE_NOT_FOUND", "NOT_FOUND", "
 
 
 def fetch(uri: str, *, wanted: Callable[[str], bool] | None = None, what: str = "dataset") -> Path:
-    """A file, or all wanted ones below a folder, downloaded. Raises NotFound, NoPermission or StorageFailed."""
+    """A file, or all wanted ones below a folder, downloaded.
+
+    Raises NotFound, NoPermission, SourceUnreachable or StorageFailed.
+    """
     place = Uri.parse(uri)
     try:
         return _fetch(place, uri, wanted or (lambda _: True), what)
@@ -171,7 +174,12 @@ def _understood(error: OSError, uri: str, what: str) -> Exception:
         )
     if lacks(error):
         return NotFound(f"{what} {uri} not found: {said(error)}")
-    return error
+    if error.filename is not None:
+        return error
+    return SourceUnreachable(
+        f"{what} {uri} can't be had: {said(error)}. Another attempt goes on where this one stopped; where pods may not"
+        " reach the store, use pvc://"
+    )
 
 
 def refuses(error: OSError) -> bool:

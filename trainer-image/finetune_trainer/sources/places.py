@@ -8,7 +8,7 @@ from finetune_trainer.sources.formats import Files
 
 
 def fetch(uri: str, asked: DataFormat, *, evaluation: bool) -> Files:
-    """The files, on disk. Raises NotFound, NoPermission, ConfigInvalid or StorageFailed; other trouble may pass."""
+    """The files, on disk. Raises NotFound, NoPermission, ConfigInvalid, SourceUnreachable or StorageFailed."""
     match Uri.parse(uri).scheme:
         case Scheme.HUB:
             folder, paths = hub.fetch(uri, evaluation=evaluation)

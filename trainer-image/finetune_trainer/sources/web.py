@@ -14,7 +14,7 @@ import urllib.request
 from collections.abc import Callable
 from pathlib import Path
 
-from finetune_trainer.errors import ConfigInvalid, NoPermission, NotFound
+from finetune_trainer.errors import ConfigInvalid, NoPermission, NotFound, SourceUnreachable
 from finetune_trainer.sources.downloads import Download, Version
 
 REDIRECTS = 5
@@ -49,7 +49,7 @@ _METADATA = (ipaddress.ip_address("fd00:ec2::254"), ipaddress.ip_address("100.10
 
 
 def fetch(url: str, folder: Path, *, refuse: Guard = is_inner) -> Path:
-    """The file, downloaded. Raises NotFound, NoPermission, ConfigInvalid or StorageFailed; OSError may pass."""
+    """The file, downloaded. Raises NotFound, NoPermission, ConfigInvalid, SourceUnreachable or StorageFailed."""
     name = re.sub(r"[^\w.-]", "_", urllib.parse.unquote(urllib.parse.urlsplit(url).path).rpartition("/")[2]).lstrip(".")
     download = Download(folder / (name or "data"))
     failures = 0
@@ -58,7 +58,7 @@ def fetch(url: str, folder: Path, *, refuse: Guard = is_inner) -> Path:
         try:
             if _attempt(url, download, refuse):
                 return download.target
-            error: Exception = OSError(f"{url}: the connection was closed too early")
+            error: Exception = OSError("the connection was closed too early")
         except (http.client.HTTPException, OSError) as broken:
             if isinstance(broken, ssl.SSLCertVerificationError):
                 raise NotFound(f"{url}: the server's certificate isn't trusted: {broken.verify_message}") from broken
@@ -67,7 +67,10 @@ def fetch(url: str, folder: Path, *, refuse: Guard = is_inner) -> Path:
             download.pause()
         failures = 0 if download.offset > before else failures + 1
         if failures == ATTEMPTS_WITHOUT_PROGRESS:
-            raise error
+            raise SourceUnreachable(
+                f"dataset {url} can't be had: {error}. Another attempt goes on where this one stopped; where pods may"
+                " not reach the server, use pvc://"
+            ) from error
 
 
 def _attempt(url: str, download: Download, refuse: Guard) -> bool:
@@ -206,7 +209,7 @@ def _refuse_errors(url: str, place: str, response: http.client.HTTPResponse) -> 
             f"dataset {url}: the server refuses it ({status}){after}; https:// is fetched without a login: use s3://,"
             " gs:// or hf:// with dataset.credentials, or a claim"
         )
-    raise OSError(f"{url}: the server answers {status} {response.reason}{after}")
+    raise OSError(f"the server answers {status} {response.reason}{after}")
 
 
 def _tag(response: http.client.HTTPResponse) -> str:
