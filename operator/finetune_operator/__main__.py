@@ -205,7 +205,7 @@ class _Operator:
         runs = runmetrics.Runs(cache.seen, limits=settings.limits, clock=_now, grace_seconds=grace)
         metrics.watch(runs=runs, depth=lambda: queue.depth)
         metrics.leads()
-        self._health.trouble = health.stuck(resync, queue, watches, resync_seconds=settings.resync_seconds)
+        self._health.trouble = health.stuck(resync, queue, watches)
         self._health.unready = lambda: "not everything has been listed yet"
         first = asyncio.create_task(resync.first(), name="first list")
         self._tasks.append(first)

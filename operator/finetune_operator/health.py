@@ -102,11 +102,11 @@ class Watches:
         return kind, namespace if self._by_namespace else None
 
 
-def stuck(resync: Resync, queue: WorkQueue, watches: Watches, *, resync_seconds: float) -> Check:
+def stuck(resync: Resync, queue: WorkQueue, watches: Watches) -> Check:
     """Whether one that leads has got stuck."""
 
     def reasons() -> Iterator[str | None]:
-        if resync.age() > resync_seconds + LATE_SECONDS:
+        if resync.age() > resync.pause + LATE_SECONDS:
             yield f"the last good resync was {resync.age():.0f} s ago"
         if queue.longest() > BUSY_SECONDS:
             yield f"a worker has been at one run for {queue.longest():.0f} s"

@@ -16,8 +16,9 @@ from tests.cluster.operatorprocess import free_port
 class Part:
     """A resync or a queue, as far as the check looks at it."""
 
-    def __init__(self, seconds: float) -> None:
+    def __init__(self, seconds: float, *, pause: float = 30) -> None:
         self._seconds = seconds
+        self.pause = pause
 
     def age(self) -> float:
         return self._seconds
@@ -27,7 +28,7 @@ class Part:
 
 
 @pytest.mark.parametrize(
-    ("age", "busy", "resync_seconds", "said"),
+    ("age", "busy", "pause", "said"),
     [
         (60, 0, 30, None),
         (61, 0, 30, "the last good resync was 61 s ago"),
@@ -37,10 +38,10 @@ class Part:
         (0, 46, 30, "a worker has been at one run for 46 s"),
     ],
 )
-def test_when_a_leader_is_stuck(age: float, busy: float, resync_seconds: float, said: str | None) -> None:
-    resync: Any = Part(age)
+def test_when_a_leader_is_stuck(age: float, busy: float, pause: float, said: str | None) -> None:
+    resync: Any = Part(age, pause=pause)
     queue: Any = Part(busy)
-    check = health.stuck(resync, queue, Watches(by_namespace=False), resync_seconds=resync_seconds)
+    check = health.stuck(resync, queue, Watches(by_namespace=False))
     assert check() == said
 
 
@@ -79,7 +80,7 @@ class TestADeafWatch:
         watches.found("Pod", "ml")
         self.now += 30
         fresh: Any = Part(0)
-        said = health.stuck(fresh, fresh, watches, resync_seconds=30)()
+        said = health.stuck(fresh, fresh, watches)()
         assert said is not None
         assert said.startswith("the watch of Pod")
 

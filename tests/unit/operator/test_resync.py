@@ -1,11 +1,13 @@
 """The resync: the barrier before everything, and what a watch lost."""
 
 import asyncio
+from types import SimpleNamespace
 
 import pytest
 from aiohttp import web
 
 from finetune_operator import kinds
+from finetune_operator import resync as resync_module
 from finetune_operator.cache import Cache
 from finetune_operator.connection import Connection
 from finetune_operator.errors import RefusedError, UserError
@@ -158,6 +160,27 @@ async def test_one_that_fails_is_followed_by_the_next_and_the_age_tells(
         await told.again.wait()
     assert not task.done()
     task.cancel()
+
+
+@pytest.mark.parametrize(
+    ("took", "configured", "pause"), [(1, 30, 30), (7.5, 30, 30), (10, 30, 40), (100, 30, 60), (100, 90, 90)]
+)
+async def test_after_one_that_took_long_the_pause_is_longer(
+    api: Connection,
+    server: ApiServer,
+    cache: Cache,
+    told: Told,
+    monkeypatch: pytest.MonkeyPatch,
+    took: float,
+    configured: float,
+    pause: float,
+) -> None:
+    found = resync(api, cache, told, resync_seconds=configured)
+    assert found.pause == configured
+    clock = iter([0.0])
+    monkeypatch.setattr(resync_module, "time", SimpleNamespace(monotonic=lambda: next(clock, float(took))))
+    await found.once()
+    assert found.pause == pause
 
 
 async def test_one_that_is_slow_but_moves_is_not_old(
