@@ -5,7 +5,7 @@ SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .ONESHELL:
 .DEFAULT_GOAL := help
-.PHONY: help setup kube kueue demo test unit e2e faults generate verify bench-trainer bench-operator bench-retries bench-queue bench-hangs bench-idle bench-soak bench-saves bench-devices images images-test checkov requirements clean
+.PHONY: help setup kube kueue demo test unit e2e faults generate verify bench-trainer bench-operator bench-retries bench-queue bench-hangs bench-idle bench-soak bench-goodput bench-flood bench-saves bench-devices images images-test checkov requirements clean
 
 PYTHON ?= python3
 ARGS ?=
@@ -83,7 +83,7 @@ bench-trainer: setup ## Measure the trainer's tokens/s beside TRL's and transfor
 bench-operator: setup kube ## Measure writes a run, and the time from event to status.
 	@$(RUN) -m benchmarks.operator
 
-bench-retries bench-queue bench-hangs bench-idle bench-soak: setup kube
+bench-retries bench-queue bench-hangs bench-idle bench-soak bench-goodput bench-flood: setup kube
 	@$(RUN) -m benchmarks.$(@:bench-%=%) $(ARGS)
 
 bench-saves bench-devices: setup
@@ -96,6 +96,8 @@ bench-queue: ## Measure 15,000 queued runs; ARGS="--runs 1000" takes fewer.
 bench-hangs: ## Look for hangs among 100 slow runs.
 bench-idle: ## Measure what 1,000 idle runs cost in 10 minutes.
 bench-soak: ## Measure what is left of 10,000 runs that have come and gone.
+bench-goodput: ## Measure what is left of a run's time when its pod is killed once a minute.
+bench-flood: ## Measure how long a run waits while another team submits 5,000.
 
 images: setup ## Build both images with buildah: BASE=image@sha256:..., or BASE_TAR=file.
 	@$(RUN) -m tests.images.build $(if $(BASE_TAR),--base-tar $(BASE_TAR),--base $(BASE)) $(if $(ARGS),-- $(ARGS))

@@ -14,6 +14,7 @@ from tests.cluster import controlplane, node, operatorprocess, stage
 from tests.cluster.controlplane import ControlPlane
 from tests.cluster.operatorprocess import OperatorProcess
 from tests.cluster.podspec import Image
+from tests.cluster.stage import Stage
 
 
 @contextlib.contextmanager
@@ -50,6 +51,16 @@ def _operator(plane: ControlPlane, folder: Path, settings: Mapping[str, Any]) ->
     with operatorprocess.running(account, folder=folder, namespaces=(), **settings) as operator:
         stage.until(operator.healthy, bool, what="the operator's health")
         yield operator
+
+
+def volume(plane: ControlPlane, ground: Stage, run: str) -> Path:
+    """The folder of this machine that a run's claim is bound to."""
+    claim = ground.status(run)["output"]["uri"].removeprefix("pvc://").partition("/")[0]
+    api = plane.api()
+    path = f"/api/v1/namespaces/{ground.namespace}/persistentvolumeclaims/{claim}"
+    name = api.request("GET", path)["spec"]["volumeName"]
+    spec = api.request("GET", f"/api/v1/persistentvolumes/{name}")["spec"]
+    return Path(str((spec.get("hostPath") or spec.get("local"))["path"]))
 
 
 def moment(text: str) -> datetime.datetime:

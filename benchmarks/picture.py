@@ -32,7 +32,7 @@ from tests.cluster.stage import Stage
 from tests.cluster.test_operator_metrics import get, query, scraping
 from tests.prometheus import programs
 
-IMAGE, RUN, NAMESPACE = "real-trainer", "support-bot", "default"
+RUN, NAMESPACE = "support-bot", "default"
 PICTURE = Path(__file__).parents[1] / "docs" / "images" / "observe-run.png"
 MARKS = {"Checkpoints": "#56a64b", "Restarts": "#f2495c"}
 
@@ -45,7 +45,7 @@ def main() -> int:
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         image = realtrainer.image(Path(folder))
-        with lab.trainings(images={IMAGE: image}, poll_seconds=1) as (plane, operator):
+        with lab.trainings(images={realtrainer.IMAGE: image}, poll_seconds=1) as (plane, operator):
             return _play(plane, operator, Path(folder), steps=given.steps, to=given.to)
 
 
@@ -84,7 +84,7 @@ def _submit(ground: Stage, folder: Path, *, steps: int) -> None:
     interval = f"{max(steps // 10, 1)}ba"
     ground.submit(
         RUN,
-        model={"uri": "hf://example/tiny"},
+        model={"uri": realtrainer.MODEL},
         dataset={
             "train": {"uri": "configmap://train/train.jsonl"},
             "eval": {"uri": "configmap://eval/eval.jsonl"},
@@ -100,7 +100,7 @@ def _submit(ground: Stage, folder: Path, *, steps: int) -> None:
         checkpoint={"interval": interval},
         tracking={"tensorBoard": True},
         resources={"cpu": "1", "memory": "2Gi"},
-        trainer={"image": IMAGE},
+        trainer={"image": realtrainer.IMAGE},
     )
 
 
@@ -133,11 +133,7 @@ def _kubectl(plane: ControlPlane, *arguments: str) -> None:
 
 def _show_volume(plane: ControlPlane, ground: Stage) -> None:
     """What is left in the run's volume, and the end of the first attempt's log."""
-    claim = ground.status(RUN)["output"]["uri"].removeprefix("pvc://").partition("/")[0]
-    api = plane.api()
-    volume = api.request("GET", f"/api/v1/namespaces/{NAMESPACE}/persistentvolumeclaims/{claim}")["spec"]["volumeName"]
-    spec = api.request("GET", f"/api/v1/persistentvolumes/{volume}")["spec"]
-    folder = Path(str((spec.get("hostPath") or spec.get("local"))["path"]))
+    folder = lab.volume(plane, ground, RUN)
     for name in ("logs", "training_logs", "tensorboard"):
         for path in sorted(file for file in folder.glob(f"**/{name}/**/*") if file.is_file()):
             sys.stdout.write(f"{path.relative_to(folder)} {path.stat().st_size}\n")

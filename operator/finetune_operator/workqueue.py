@@ -1,5 +1,5 @@
 """Which runs are to be looked at, and who looks: each run once however often it was named, one worker a run, many runs
-at once.
+at once. Namespaces take turns: thousands of runs of one keep no other's waiting.
 
 A failed look is repeated after a growing, jittered pause. Whatever becomes of one run, the workers go on.
 """
@@ -7,7 +7,7 @@ A failed look is repeated after a growing, jittered pause. Whatever becomes of o
 import asyncio
 import logging
 import random
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import Awaitable, Callable
 
 from finetune_operator.errors import ConflictError, TransientError
@@ -22,14 +22,38 @@ _FIRST_PAUSE = 0.05
 _LONGEST_PAUSE = 60.0
 
 
+class Turns:
+    """Keys in the order they came within a namespace; the namespaces one after the other."""
+
+    def __init__(self) -> None:
+        self._lines: OrderedDict[str, deque[Key]] = OrderedDict()
+
+    def __bool__(self) -> bool:
+        return bool(self._lines)
+
+    def add(self, key: Key) -> None:
+        """To the end of its namespace's line."""
+        self._lines.setdefault(key.namespace, deque()).append(key)
+
+    def take(self) -> Key:
+        """The first of the namespace whose turn it is."""
+        namespace, line = next(iter(self._lines.items()))
+        key = line.popleft()
+        if line:
+            self._lines.move_to_end(namespace)
+        else:
+            del self._lines[namespace]
+        return key
+
+
 class WorkQueue:
-    """Deduplicated, delayed, backed off. Used from one event loop alone."""
+    """Deduplicated, delayed, backed off, fair to namespaces. Used from one event loop alone."""
 
     def __init__(self, work: Work, *, workers: int, jitter: Callable[[], float] = random.random) -> None:
         self._work = work
         self._workers = workers
         self._jitter = jitter
-        self._ready: deque[Key] = deque()
+        self._ready = Turns()
         self._waiting: set[Key] = set()
         self._busy: dict[Key, float] = {}
         self._timers: dict[Key, asyncio.TimerHandle] = {}
@@ -45,7 +69,7 @@ class WorkQueue:
             return
         self._waiting.add(key)
         if key not in self._busy:
-            self._ready.append(key)
+            self._ready.add(key)
             self._arrived.set()
 
     def add_after(self, key: Key, seconds: float) -> None:
@@ -79,7 +103,7 @@ class WorkQueue:
             while not self._ready:
                 self._arrived.clear()
                 await self._arrived.wait()
-            key = self._ready.popleft()
+            key = self._ready.take()
             self._waiting.discard(key)
             self._busy[key] = asyncio.get_running_loop().time()
             try:
@@ -87,7 +111,7 @@ class WorkQueue:
             finally:
                 del self._busy[key]
             if key in self._waiting:
-                self._ready.append(key)
+                self._ready.add(key)
                 self._arrived.set()
 
     async def _look(self, key: Key) -> None:

@@ -107,6 +107,20 @@ async def test_many_runs_are_looked_at_at_once_and_no_more_than_there_are_worker
         await work.until(3)
 
 
+async def test_runs_of_one_namespace_keep_no_other_s_waiting() -> None:
+    work = Work()
+    queue = WorkQueue(work, workers=1)
+    flood = [Key("flood", str(number)) for number in range(100)]
+    for key in (*flood[:99], A, B, Key("other", "x"), flood[99]):
+        queue.add(key)
+    task = asyncio.create_task(queue.run())
+    await work.until(103)
+    task.cancel()
+    assert work.seen[:6] == [flood[0], A, Key("other", "x"), flood[1], B, flood[2]]
+    assert [key for key in work.seen if key.namespace == "flood"] == flood
+    assert queue.depth == 0
+
+
 async def test_of_several_times_to_look_the_earliest_counts() -> None:
     work = Work()
     async with working(work) as queue:
