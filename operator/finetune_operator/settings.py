@@ -91,7 +91,7 @@ class Settings(BaseModel):
     """A pod that can't be scheduled for this long makes its run Queued."""
     resync_seconds: Seconds = 30.0
     """Between two full lists of all objects."""
-    workers: Annotated[int, Field(ge=1, le=256)] = 16
+    workers: Annotated[int, Field(ge=1, le=256)] = 32
     """Runs reconciled at once."""
     lease_seconds: LeaseSeconds = 12
     """An operator that isn't heard of for so long is replaced by one that waits; 0 means that there is only one."""
