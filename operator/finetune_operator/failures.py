@@ -3,7 +3,7 @@
 from finetune_api.fields import cut
 from finetune_api.snapshot import FINAL_CODES, REASONS, ExitCode
 from finetune_api.status import Failure
-from finetune_operator import kueue, manifests
+from finetune_operator import failurerules, kueue
 from finetune_operator.children import Job, Pod
 from finetune_operator.world import World
 
@@ -86,7 +86,7 @@ def _without_a_word(world: World) -> Failure:
         reason = DISRUPTED if pod.disrupted else POD_LOST
         message = f"Pod {pod.name} ended without an exit code: {pod.disrupted or pod.exit_reason or 'no reason given'}"
     else:
-        reason, code, message = _from_the_job(job, rules=manifests.failure_rules(world.run))
+        reason, code, message = _from_the_job(job, rules=failurerules.of(world.run))
     return Failure(
         reason=reason, message=cut(message), exit_code=code, pod=pod.name if pod else None, attempt=world.attempt
     )
@@ -108,10 +108,10 @@ def evicted(world: World) -> Failure:
 
 def _from_the_job(job: Job, *, rules: tuple[ExitCode | str, ...]) -> tuple[str, ExitCode | None, str]:
     """What a Job still knows of a pod that is gone: which rule of its podFailurePolicy the pod met."""
-    rule = manifests.failure_rule(job.message, rules=rules) if job.reason == "PodFailurePolicy" else None
+    rule = failurerules.named_by(job.message, rules=rules) if job.reason == "PodFailurePolicy" else None
     if isinstance(rule, ExitCode):
         return REASONS[rule], rule, f"The attempt's pod is gone; it had ended with exit code {rule}"
-    if rule == manifests.DISRUPTION:
+    if rule == failurerules.DISRUPTION:
         return DISRUPTED, None, "The attempt's pod is gone: it was evicted or preempted, or its node went away"
     return POD_LOST, None, f"The attempt's pod is gone: {job.reason} {job.message}".strip()
 

@@ -17,8 +17,9 @@ from pathlib import Path
 
 from finetune_api.snapshot import PORT, Snapshot
 from finetune_api.trainer_config import TOKEN_VARIABLE
-from finetune_operator import jobs, manifests, names, processes
+from finetune_operator import jobs, names, processes
 from finetune_operator.children import Body, Pod
+from finetune_operator.environment import HUB_VARIABLE
 from finetune_operator.errors import OperatorError, UserError
 from finetune_operator.memory import POD, Memory, Ref
 from finetune_operator.names import Key
@@ -158,7 +159,7 @@ class Machine:
     def _command(self, pod: Body, *, address: str, scratch: Path) -> Command:
         container = pod["spec"]["containers"][0]
         said = {entry["name"]: entry["value"].replace("$$", "$") for entry in container["env"] if "value" in entry}
-        del said[manifests.HUB_VARIABLE]  # what the user has downloaded before is in the user's own place
+        del said[HUB_VARIABLE]  # what the user has downloaded before is in the user's own place
         volumes = {volume["name"]: volume for volume in pod["spec"]["volumes"]}
         namespace = pod["metadata"]["namespace"]
         return Command(

@@ -10,7 +10,7 @@ from finetune_api.fields import cut
 from finetune_api.method import MethodType
 from finetune_api.status import ResolvedModel
 from finetune_api.uris import Scheme, Uri
-from finetune_operator import manifests
+from finetune_operator import mounts
 from finetune_operator.errors import UserError
 from finetune_operator.world import Run
 
@@ -71,7 +71,7 @@ def _checkpoint(other: Run, place: Uri) -> str:
     if found is None:
         names = ", ".join(saved.name for saved in other.status.checkpoints) or "none"
         raise UserError(FIELD, cut(f"run {place.name} has no checkpoint {place.path}; it has: {names}", 500))
-    uri = manifests.output_uri(other, found.path)
+    uri = mounts.output_uri(other, found.path)
     if len(uri) > 512:
         raise UserError(
             FIELD, f"the path of checkpoint {place.path} of run {place.name} is too long: {len(uri)} characters"

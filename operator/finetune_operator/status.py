@@ -17,7 +17,7 @@ from finetune_api.status import (
     ResolvedModel,
     RunEvent,
 )
-from finetune_operator import conditions, failures, kueue, manifests, policy, progress
+from finetune_operator import conditions, failures, kueue, mounts, policy, progress
 from finetune_operator.facts import ENDS, Facts
 from finetune_operator.policy import Action, Decision
 from finetune_operator.progress import Happening
@@ -165,7 +165,7 @@ def _output(facts: Facts) -> Output | None:
     word = facts.world.newest_snapshot
     saved = word.output if word else None
     path = saved.path if saved else "output"
-    uri = cut(manifests.output_uri(facts.world.run, path), 512)
+    uri = cut(mounts.output_uri(facts.world.run, path), 512)
     uploaded = cut(saved.upload_uri, 512) if saved and saved.upload_uri else None
     tracked = word.tracked if word else None
     return Output(
@@ -247,4 +247,4 @@ def _saved(facts: Facts) -> str:
     if not found:
         return "No checkpoint was saved."
     names = ", ".join(checkpoint.name for checkpoint in found)
-    return f"Saved in {manifests.output_uri(facts.world.run, 'checkpoints')}: {names}."
+    return f"Saved in {mounts.output_uri(facts.world.run, 'checkpoints')}: {names}."

@@ -7,6 +7,7 @@ from typing import Any, Self
 
 from pydantic import ValidationError
 
+from finetune_api.data import Task
 from finetune_api.fields import cut
 from finetune_api.snapshot import PEER_LOST, EventType, Snapshot
 from finetune_api.spec import FineTuneRunSpec
@@ -79,6 +80,17 @@ class Run:
     def key(self) -> Key:
         """Which run this is."""
         return Key(self.metadata.namespace, self.metadata.name)
+
+    @property
+    def valid_spec(self) -> FineTuneRunSpec:
+        """Its spec, for what is only done for a run that has one that can be read."""
+        assert self.spec is not None, "a run without a spec is refused before anything is built for it"
+        return self.spec
+
+    @property
+    def is_custom(self) -> bool:
+        """Whether it runs its user's command."""
+        return self.valid_spec.task == Task.CUSTOM
 
 
 _SKEW = timedelta(seconds=2)

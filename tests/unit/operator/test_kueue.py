@@ -8,7 +8,7 @@ import pytest
 
 from finetune_api.snapshot import REASONS, ExitCode
 from finetune_api.status import ConditionType, FineTuneRunStatus, Phase
-from finetune_operator import admission, due, failures, kueue, manifests, policy, status, waiting
+from finetune_operator import admission, due, failurerules, failures, kueue, manifests, policy, status, waiting
 from finetune_operator.admission import Line
 from finetune_operator.cluster import KubernetesCluster
 from finetune_operator.connection import Connection
@@ -76,13 +76,13 @@ def test_a_pod_that_was_stopped_does_not_fail_a_job_that_kueue_suspends() -> Non
     assert set(codes({})) - set(codes(QUEUE)) == {ExitCode.STOPPED}
 
 
-@pytest.mark.parametrize("rule", manifests.failure_rules(worlds.run(QUEUE)))
+@pytest.mark.parametrize("rule", failurerules.of(worlds.run(QUEUE)))
 def test_a_job_still_tells_how_its_pod_ended(rule: ExitCode | str) -> None:
-    index = manifests.failure_rules(worlds.run(QUEUE)).index(rule)
+    index = failurerules.of(worlds.run(QUEUE)).index(rule)
     job = worlds.job(failed=True, reason="PodFailurePolicy", message=f"x matching FailJob rule at index {index}")
     decision = policy.decide(queued(jobs=(job,)))
     assert decision.failure is not None
-    expected = failures.DISRUPTED if rule == manifests.DISRUPTION else REASONS[int(rule)]
+    expected = failures.DISRUPTED if rule == failurerules.DISRUPTION else REASONS[int(rule)]
     assert decision.failure.reason == expected
 
 

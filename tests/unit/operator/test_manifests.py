@@ -14,7 +14,7 @@ from finetune_api import wrapper
 from finetune_api.snapshot import EventType
 from finetune_api.status import RunEvent
 from finetune_api.trainer_config import TrainerConfig
-from finetune_operator import custom, manifests
+from finetune_operator import configs, custom, manifests, mounts
 from finetune_operator.settings import Settings
 from finetune_operator.world import Run
 from tests import worlds
@@ -214,7 +214,7 @@ def test_every_path_in_the_configuration_is_below_a_mount(name: str) -> None:
     job = objects(name)["job"]
     container = job["spec"]["template"]["spec"]["containers"][0]
     mounts = [mount["mountPath"] for mount in container["volumeMounts"]]
-    build = manifests.custom_config if name == "custom" else manifests.trainer_config
+    build = configs.custom_config if name == "custom" else configs.trainer_config
     config = build(run(name), attempt=2)
     assert config.dataset is not None
     paths = [config.run_path, config.dataset.train.path]
@@ -239,7 +239,7 @@ def test_every_path_in_the_configuration_is_below_a_mount(name: str) -> None:
     ],
 )
 def test_where_the_output_lies(changes: dict[str, Any], path: str, uri: str) -> None:
-    assert manifests.output_uri(worlds.run(changes), path) == uri
+    assert mounts.output_uri(worlds.run(changes), path) == uri
 
 
 def test_an_event_s_time_is_in_utc_whatever_the_trainer_s_clock_shows() -> None:

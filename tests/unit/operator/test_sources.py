@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from finetune_api.status import ResolvedModel
-from finetune_operator import manifests, sources
+from finetune_operator import configs, manifests, sources
 from finetune_operator.errors import UserError
 from finetune_operator.world import Run
 from tests import worlds
@@ -162,7 +162,7 @@ def test_base_and_adapter_are_mounted_and_told_to_the_trainer() -> None:
     model = resolve(parent(LORA | {"model.uri": "pvc://models/base"}, model={"uri": "pvc://models/base"}))
     assert isinstance(model, ResolvedModel)
     child = worlds.run({"model.uri": "run://parent"}, status=worlds.status(1, model=model.to_wire()))
-    config = manifests.trainer_config(child, attempt=1)
+    config = configs.trainer_config(child, attempt=1)
     assert (config.model.uri, config.model.path) == ("pvc://models/base", "/mnt/model/base")
     assert (config.model.adapter_uri, config.model.adapter_path) == (OUTPUT["uri"], "/mnt/adapter/output")
     pod = manifests.job(child, attempt=1, settings=worlds.SETTINGS)["spec"]["template"]["spec"]

@@ -13,7 +13,7 @@ from finetune_api.snapshot import Snapshot, Tracked, Trouble
 from finetune_api.spec import FineTuneRunSpec
 from finetune_api.status import ConditionStatus, ConditionType, FineTuneRunStatus
 from finetune_api.trainer_config import TrainerConfig
-from finetune_operator import manifests, runmetrics, status
+from finetune_operator import configs, manifests, runmetrics, status
 from finetune_operator.settings import Settings
 from tests import worlds
 from tests.unit.operator.test_status import RUNNING, compute, world
@@ -149,7 +149,7 @@ def test_the_example_is_a_run_that_is_accepted_and_told_where_to_be_recorded() -
     secret, manifest = yaml.safe_load_all((EXAMPLES / "mlflow.yaml").read_text(encoding="utf-8"))
     run = worlds.run(status=None)
     run = dataclasses.replace(run, spec=FineTuneRunSpec.parse(manifest["spec"]))
-    config = manifests.trainer_config(run, attempt=1)
+    config = configs.trainer_config(run, attempt=1)
     assert config.mlflow is not None
     assert (config.mlflow.experiment, config.mlflow.register_as) == ("support-bot", "support-bot")
     assert run.spec is not None
