@@ -182,6 +182,7 @@ def api_server(binaries: kube.Binaries, *, layout: Layout, ports: Ports) -> list
         f"--egress-selector-config-file={layout.file('egress.json')}",
         f"--audit-policy-file={layout.file('audit.json')}",
         f"--audit-log-path={layout.audit_log}",
+        "--audit-log-maxsize=100000",  # MB: at 100 it would begin a new file, and a reader of the first see a part only
         "--allow-privileged=true",
         "--profiling=false",
     ]
