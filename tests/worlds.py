@@ -25,8 +25,9 @@ from finetune_operator.cache import Cache
 from finetune_operator.children import Claim, Job, Pod
 from finetune_operator.names import Key
 from finetune_operator.reconcile import Cluster, Reconciler
+from finetune_operator.run import Run
 from finetune_operator.settings import Limits, Settings
-from finetune_operator.world import Run, World
+from finetune_operator.world import World
 from tests import builders
 
 NOW = datetime(2026, 3, 1, 12, 0, tzinfo=UTC)

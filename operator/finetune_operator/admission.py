@@ -17,8 +17,9 @@ from typing import NamedTuple
 from finetune_api.spec import MANAGED_BY
 from finetune_operator import kueue
 from finetune_operator.names import Key
+from finetune_operator.run import Run, paused
 from finetune_operator.settings import Limits
-from finetune_operator.world import Run, Turn, paused
+from finetune_operator.world import Turn
 
 NAMESPACE_LIMIT = "NamespaceLimit"
 """As many runs of the namespace are active as may be."""

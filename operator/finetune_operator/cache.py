@@ -17,7 +17,8 @@ from finetune_operator.children import Body, Claim, Job, Pod
 from finetune_operator.kinds import Kind, View
 from finetune_operator.names import Key
 from finetune_operator.profiles import Profile
-from finetune_operator.world import Run, World
+from finetune_operator.run import Run
+from finetune_operator.world import World
 
 log = logging.getLogger(__name__)
 

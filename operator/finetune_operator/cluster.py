@@ -20,8 +20,9 @@ from finetune_operator.errors import ConflictError, ExistsError, GoneError, Oper
 from finetune_operator.kinds import Kind
 from finetune_operator.names import Key
 from finetune_operator.recent import Recent
+from finetune_operator.run import Run
 from finetune_operator.warned import Warnings
-from finetune_operator.world import ChildWarning, Run, World
+from finetune_operator.world import ChildWarning, World
 
 log = logging.getLogger(__name__)
 

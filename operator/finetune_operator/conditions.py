@@ -5,7 +5,7 @@ from finetune_api.status import Condition, ConditionStatus, ConditionType
 from finetune_operator import failures, waiting
 from finetune_operator.facts import Facts
 from finetune_operator.policy import Action
-from finetune_operator.world import paused
+from finetune_operator.run import paused
 
 TRUE, FALSE, UNKNOWN = ConditionStatus.TRUE, ConditionStatus.FALSE, ConditionStatus.UNKNOWN
 

@@ -19,7 +19,7 @@ from finetune_api.trainer_config import (
     TrainerConfig,
 )
 from finetune_operator.mounts import model_of, path_of
-from finetune_operator.world import Run
+from finetune_operator.run import Run
 
 
 def trainer_config(run: Run, *, attempt: int, image: str = "") -> TrainerConfig:

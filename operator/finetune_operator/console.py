@@ -13,7 +13,7 @@ from finetune_api.snapshot import EventType
 from finetune_api.status import RunEvent
 from finetune_operator import progress
 from finetune_operator.children import parse_time
-from finetune_operator.world import Run
+from finetune_operator.run import Run
 
 _BAR = 24
 _PLAIN_SECONDS = 10.0

@@ -6,8 +6,8 @@ from finetune_api.trainer_config import CONFIG_VARIABLE, TOKEN_VARIABLE, UPLOAD_
 from finetune_api.uris import Scheme, Uri
 from finetune_operator import configs, custom, gang, names
 from finetune_operator.mounts import CACHE_MOUNT, Manifest
+from finetune_operator.run import Run
 from finetune_operator.settings import Settings
-from finetune_operator.world import Run
 
 HUB_VARIABLE = "HF_HOME"
 """Where the hub's library keeps what it downloads."""

@@ -7,9 +7,10 @@ from typing import Any
 from finetune_api.status import FineTuneRunStatus, Progress
 from finetune_operator import progress
 from finetune_operator.policy import Action, Decision
+from finetune_operator.run import paused
 from finetune_operator.settings import Settings
 from finetune_operator.waiting import Waiting
-from finetune_operator.world import World, paused
+from finetune_operator.world import World
 
 ENDS = frozenset({Action.REFUSE, Action.SUCCEED, Action.FAIL, Action.CANCEL})
 """Actions with which a run has ended."""

@@ -5,7 +5,7 @@ import re
 from finetune_api.snapshot import FINAL_CODES, ExitCode
 from finetune_operator import kueue, names
 from finetune_operator.mounts import Manifest
-from finetune_operator.world import Run
+from finetune_operator.run import Run
 
 DISRUPTION = "DisruptionTarget"
 _ALL: tuple[ExitCode | str, ...] = (*sorted(FINAL_CODES), DISRUPTION, ExitCode.STOPPED, ExitCode.STORAGE)

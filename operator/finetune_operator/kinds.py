@@ -10,7 +10,7 @@ from finetune_operator import names
 from finetune_operator.children import Body, Claim, Job, Pod, owner_uid
 from finetune_operator.names import Key
 from finetune_operator.profiles import Profile
-from finetune_operator.world import Run
+from finetune_operator.run import Run
 
 View = Run | Profile | Job | Pod | Claim | None
 """An object, parsed; None for a kind that is only created."""

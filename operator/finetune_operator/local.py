@@ -28,8 +28,8 @@ from finetune_operator.memory import PROFILE, RUN, Memory, Object, Ref
 from finetune_operator.names import Key
 from finetune_operator.profiles import Profile
 from finetune_operator.reconcile import Reconciler
+from finetune_operator.run import Run
 from finetune_operator.settings import PREFIX, Settings
-from finetune_operator.world import Run
 
 USAGE = 64
 """Exit code for a file that can't be run."""

@@ -19,8 +19,9 @@ from finetune_operator.children import Body, Claim, Job, Pod
 from finetune_operator.errors import ConflictError, ExistsError, GoneError, RefusedError, TakenError
 from finetune_operator.names import Key
 from finetune_operator.profiles import Profile
+from finetune_operator.run import Run
 from finetune_operator.settings import Limits
-from finetune_operator.world import ChildWarning, Run, World
+from finetune_operator.world import ChildWarning, World
 
 Object = dict[str, Any]
 

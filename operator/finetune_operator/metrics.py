@@ -19,7 +19,7 @@ from finetune_api.status import FineTuneRunStatus
 from finetune_operator import failures, runmetrics
 from finetune_operator.errors import ConflictError, TransientError
 from finetune_operator.names import Key
-from finetune_operator.world import Run
+from finetune_operator.run import Run
 
 PREFIX = "finetune_operator"
 _WAITS = (1, 5, 15, 60, 300, 900, 3600, 4 * 3600, 12 * 3600, 24 * 3600, 72 * 3600)

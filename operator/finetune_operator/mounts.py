@@ -7,7 +7,7 @@ from finetune_api.status import ResolvedModel
 from finetune_api.trainer_config import ADAPTER_MOUNT, DATA_MOUNT, EVAL_MOUNT, MODEL_MOUNT, RUN_MOUNT
 from finetune_api.uris import Scheme, Uri
 from finetune_operator import custom, names
-from finetune_operator.world import Run
+from finetune_operator.run import Run
 
 Manifest = dict[str, Any]
 

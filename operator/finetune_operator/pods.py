@@ -10,8 +10,8 @@ from finetune_api.spec import OnHang
 from finetune_operator import custom, environment, gang, mounts, names
 from finetune_operator.environment import GRACE_SECONDS
 from finetune_operator.mounts import Manifest
+from finetune_operator.run import Run
 from finetune_operator.settings import Settings
-from finetune_operator.world import Run
 
 _PROBE_SECONDS = 10
 _USER = 65532

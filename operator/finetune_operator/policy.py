@@ -17,7 +17,8 @@ from finetune_api.spec import MANAGED_BY, OnHang
 from finetune_api.status import Failure
 from finetune_operator import failures, gang, hang
 from finetune_operator.errors import UserError
-from finetune_operator.world import World, paused
+from finetune_operator.run import paused
+from finetune_operator.world import World
 
 HANG_RESTARTS = 3
 """Attempts in a row without a newer checkpoint that may be ended because they hung."""

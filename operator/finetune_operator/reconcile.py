@@ -19,8 +19,9 @@ from finetune_operator.children import Job, Pod
 from finetune_operator.errors import RefusedError, TakenError
 from finetune_operator.names import Key
 from finetune_operator.policy import Action, Decision
+from finetune_operator.run import Run
 from finetune_operator.settings import Settings
-from finetune_operator.world import ChildWarning, Run, World
+from finetune_operator.world import ChildWarning, World
 
 log = logging.getLogger(__name__)
 

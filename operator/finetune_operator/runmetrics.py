@@ -16,8 +16,8 @@ from prometheus_client.registry import Collector
 from finetune_api.snapshot import EventType, Snapshot
 from finetune_api.status import ConditionStatus, ConditionType, Phase, Progress
 from finetune_operator import admission, failures, kueue, progress
+from finetune_operator.run import Run
 from finetune_operator.settings import Limits
-from finetune_operator.world import Run
 
 PREFIX = "finetune_run"
 OPERATOR = "finetune_operator"

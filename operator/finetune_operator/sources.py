@@ -12,7 +12,7 @@ from finetune_api.status import ResolvedModel
 from finetune_api.uris import Scheme, Uri
 from finetune_operator import mounts
 from finetune_operator.errors import UserError
-from finetune_operator.world import Run
+from finetune_operator.run import Run
 
 FIELD = "spec.model.uri"
 

@@ -21,9 +21,10 @@ from finetune_operator import conditions, failures, kueue, mounts, policy, progr
 from finetune_operator.facts import ENDS, Facts
 from finetune_operator.policy import Action, Decision
 from finetune_operator.progress import Happening
+from finetune_operator.run import Run, paused
 from finetune_operator.settings import Settings
 from finetune_operator.waiting import Waiting
-from finetune_operator.world import Run, World, paused
+from finetune_operator.world import World
 
 
 def compute(world: World, decision: Decision, *, waiting: Waiting | None, settings: Settings) -> FineTuneRunStatus:

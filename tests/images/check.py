@@ -21,8 +21,8 @@ import yaml
 
 from examples import demo_model
 from finetune_operator import manifests
+from finetune_operator.run import Run
 from finetune_operator.settings import PREFIX, Settings
-from finetune_operator.world import Run
 from tests.cluster import controlplane
 from tests.cluster.operatorprocess import ROOT, OperatorProcess, free_port
 from tests.cluster.stage import until

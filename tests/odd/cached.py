@@ -11,8 +11,9 @@ from finetune_operator.cache import Cache
 from finetune_operator.children import Body, Job, Pod
 from finetune_operator.memory import Memory
 from finetune_operator.names import Key
+from finetune_operator.run import Run
 from finetune_operator.settings import Limits
-from finetune_operator.world import ChildWarning, Run, World
+from finetune_operator.world import ChildWarning, World
 
 
 class Cached:

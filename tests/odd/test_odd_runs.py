@@ -20,8 +20,8 @@ from finetune_operator.children import Pod
 from finetune_operator.errors import TransientError, UserError
 from finetune_operator.memory import CLAIM, JOB, POD, Memory, Ref
 from finetune_operator.names import Key
+from finetune_operator.run import Run
 from finetune_operator.settings import Limits
-from finetune_operator.world import Run
 from tests import worlds
 from tests.odd.cached import Cached
 from tests.odd.generator import WORDS, Generator, Oddity

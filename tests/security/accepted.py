@@ -11,8 +11,8 @@ from finetune_api.spec import FineTuneRunSpec
 from finetune_api.status import ResolvedModel
 from finetune_api.uris import Scheme, Uri
 from finetune_operator import manifests
+from finetune_operator.run import Run
 from finetune_operator.settings import Settings
-from finetune_operator.world import Run
 from tests import worlds
 from tests.odd.generator import Generator, Oddity, repaired
 

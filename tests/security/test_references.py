@@ -17,8 +17,8 @@ from finetune_api import crd
 from finetune_api.spec import FineTuneRunSpec
 from finetune_api.uris import Scheme, Uri
 from finetune_operator import manifests
+from finetune_operator.run import Run
 from finetune_operator.settings import Settings
-from finetune_operator.world import Run
 from tests import constraints, worlds
 from tests.security import inside, payloads
 

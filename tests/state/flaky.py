@@ -12,7 +12,8 @@ from finetune_operator.children import Job, Pod
 from finetune_operator.errors import ConflictError, TransientError
 from finetune_operator.memory import Memory
 from finetune_operator.names import Key
-from finetune_operator.world import ChildWarning, Run, World
+from finetune_operator.run import Run
+from finetune_operator.world import ChildWarning, World
 
 REMEMBERED = 8
 

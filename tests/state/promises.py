@@ -13,8 +13,8 @@ from finetune_api.status import FineTuneRunStatus, Phase, RunEvent
 from finetune_operator import names, progress
 from finetune_operator.children import Job, Pod, owner_uid
 from finetune_operator.memory import JOB, POD, RUN, Memory, Ref
+from finetune_operator.run import Run, paused
 from finetune_operator.settings import Limits
-from finetune_operator.world import Run, paused
 
 
 class Promises:

@@ -14,7 +14,7 @@ from finetune_api.status import FineTuneRunStatus, Phase
 from finetune_operator import jobs
 from finetune_operator.children import Body, Job, Pod
 from finetune_operator.memory import JOB, POD, Memory, Object, Ref, stamp
-from finetune_operator.world import Run
+from finetune_operator.run import Run
 from tests import worlds
 from tests.worlds import KEY
 

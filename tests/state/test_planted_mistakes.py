@@ -12,9 +12,10 @@ from finetune_operator import policy, status
 from finetune_operator.admission import Line
 from finetune_operator.facts import Facts
 from finetune_operator.policy import Action, Check, Decision
+from finetune_operator.run import paused
 from finetune_operator.settings import Settings
 from finetune_operator.waiting import Waiting
-from finetune_operator.world import World, paused
+from finetune_operator.world import World
 from tests.state.test_state_machine import RunMachine, only_errors_are_logged
 
 Plant = Callable[[pytest.MonkeyPatch], None]

@@ -24,8 +24,8 @@ from finetune_operator.children import Job, Pod, owner_uid
 from finetune_operator.errors import TransientError
 from finetune_operator.memory import JOB, POD, RUN, Memory, Ref
 from finetune_operator.names import Key
+from finetune_operator.run import Run
 from finetune_operator.settings import Limits
-from finetune_operator.world import Run
 from tests import worlds
 from tests.state.flaky import Crash, Fault, Flaky
 from tests.state.promises import NEVER, Promises

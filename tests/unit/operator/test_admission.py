@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 from finetune_api.types import Metadata
 from finetune_operator import admission
 from finetune_operator.admission import Line
+from finetune_operator.run import Run
 from finetune_operator.settings import Limits
-from finetune_operator.world import Run, Turn
+from finetune_operator.world import Turn
 from tests import worlds
 from tests.unit.operator.test_policy import FINISHED, PAUSED
 

@@ -10,7 +10,7 @@ from finetune_api.status import ResolvedModel
 from finetune_operator import custom, policy, sources, status
 from finetune_operator.children import Job
 from finetune_operator.policy import Action
-from finetune_operator.world import Run
+from finetune_operator.run import Run
 from tests import worlds
 
 CUSTOM: dict[str, Any] = {

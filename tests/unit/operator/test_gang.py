@@ -9,8 +9,9 @@ from finetune_operator import failures, gang, jobs, manifests, names, policy, st
 from finetune_operator.children import Pod
 from finetune_operator.memory import JOB, POD, Memory, Ref
 from finetune_operator.policy import Action
+from finetune_operator.run import Run
 from finetune_operator.settings import Settings
-from finetune_operator.world import Run, World
+from finetune_operator.world import World
 from tests import worlds
 
 TWO: dict[str, Any] = {"resources.nodes": 2, "storage.claimTemplate.accessMode": "ReadWriteMany"}

@@ -15,8 +15,8 @@ from finetune_api.snapshot import EventType
 from finetune_api.status import RunEvent
 from finetune_api.trainer_config import TrainerConfig
 from finetune_operator import configs, custom, manifests, mounts
+from finetune_operator.run import Run
 from finetune_operator.settings import Settings
-from finetune_operator.world import Run
 from tests import worlds
 
 GOLDEN = Path(__file__).parents[2] / "golden"

@@ -6,8 +6,9 @@ from finetune_api.status import FineTuneRunStatus
 from finetune_operator import jobs, manifests
 from finetune_operator.errors import ConflictError, ExistsError, GoneError, RefusedError, TakenError, UserError
 from finetune_operator.memory import CLAIM, EVENT, JOB, POD, Memory, Ref
+from finetune_operator.run import Run
 from finetune_operator.settings import Limits
-from finetune_operator.world import Run, World
+from finetune_operator.world import World
 from tests import worlds
 from tests.worlds import KEY
 

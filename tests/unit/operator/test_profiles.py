@@ -19,8 +19,9 @@ from finetune_operator.manifests import job
 from finetune_operator.names import Key
 from finetune_operator.policy import Action
 from finetune_operator.profiles import Profile
+from finetune_operator.run import Run
 from finetune_operator.settings import Limits
-from finetune_operator.world import Run, World
+from finetune_operator.world import World
 from tests import builders, worlds
 
 LARGE: Mapping[str, Any] = {

@@ -10,8 +10,8 @@ from finetune_api.status import ConditionType, FineTuneRunStatus, Phase
 from finetune_operator import jobs
 from finetune_operator.errors import ConflictError, TransientError
 from finetune_operator.memory import CLAIM, EVENT, JOB, POD, RUN, Memory, Object, Ref
+from finetune_operator.run import Run
 from finetune_operator.settings import Limits
-from finetune_operator.world import Run
 from tests import worlds
 from tests.state.flaky import Crash, Fault, Flaky
 from tests.worlds import KEY

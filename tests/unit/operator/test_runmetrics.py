@@ -20,9 +20,9 @@ from finetune_api.status import (
     TrackingState,
 )
 from finetune_operator import runmetrics
+from finetune_operator.run import Run
 from finetune_operator.runmetrics import FAMILIES, Runs, Seen
 from finetune_operator.settings import Limits
-from finetune_operator.world import Run
 from tests import worlds
 from tests.worlds import NOW, at
 

@@ -9,7 +9,7 @@ import pytest
 from finetune_api.status import ResolvedModel
 from finetune_operator import configs, manifests, sources
 from finetune_operator.errors import UserError
-from finetune_operator.world import Run
+from finetune_operator.run import Run
 from tests import worlds
 from tests.unit.operator.test_policy import FINISHED
 

@@ -4,7 +4,8 @@ import pytest
 from pydantic import ValidationError
 
 from finetune_operator import names
-from finetune_operator.world import ChildWarning, Run, World
+from finetune_operator.run import Run
+from finetune_operator.world import ChildWarning, World
 from tests import worlds
 from tests.worlds import KEY, UID
 
