@@ -94,7 +94,7 @@ def _batter(ground: Stage, chance: random.Random, *, between: float) -> Sequence
 def _lines(volume: Path) -> tuple[Sequence[Sequence[Line]], Sequence[Line]]:
     """Each attempt's log, and the steps that count."""
     logs = sorted(volume.glob("**/logs/attempt-*.log"), key=lambda path: int(path.stem.rpartition("-")[2]))
-    (steps,) = volume.glob("**/training_logs/metrics.jsonl")
+    (steps,) = volume.glob("**/output/training_logs/metrics.jsonl")
     return [[json.loads(line) for line in log.read_text().splitlines()] for log in logs], [
         json.loads(line) for line in steps.read_text().splitlines()
     ]
