@@ -1,6 +1,6 @@
 """How much of a run's time goes into steps that count while its pod is killed about once a minute.
 
-    python -m benchmarks.goodput [--steps 9000] [--between 60] [--interval 100] [--seed 1]
+    python -m benchmarks.goodput [--steps 6500] [--between 60] [--interval 100] [--seed 1]
 
 The real trainer trains a tiny model on CPU on a real Kubernetes; failures (SIGKILL of the pod) come after exponentially
 distributed times with a mean of `--between` seconds, from a seed. Where the time went is read from the run's volume:
@@ -36,7 +36,7 @@ Line = Mapping[str, Any]
 def main() -> int:
     """Run it. Returns 1 if the run doesn't complete."""
     parser = argparse.ArgumentParser(description="Measure the goodput of a run under failures.")
-    parser.add_argument("--steps", type=int, default=9000)
+    parser.add_argument("--steps", type=int, default=6500)
     parser.add_argument("--between", type=float, default=60.0, help="mean seconds between two failures")
     parser.add_argument("--interval", type=int, default=100, help="steps between two checkpoints")
     parser.add_argument("--seed", type=int, default=1)
