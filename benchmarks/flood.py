@@ -79,7 +79,7 @@ async def create(api: Api, namespace: str, name: str) -> None:
 
 
 async def probe(api: Api, name: str) -> float:
-    """Seconds from a run's creation to its Job's; it is canceled then, and makes room for the next."""
+    """Seconds from a run's creation to its Job's; it is deleted then, and makes room for the next."""
     began = time.monotonic()
     await create(api, CALM, name)
     jobs = f"/apis/batch/v1/namespaces/{CALM}/jobs"

@@ -1,8 +1,8 @@
 """A full list of everything, before kopf starts and then again and again, since no watch is trusted alone: it finds
 what a watch lost, forgets what is gone, and has every unfinished run looked at. It never decides anything itself.
 
-A list of 15,000 runs keeps an API server on two busy cores for 20 s, so after one that took long the pause is longer:
-lists take a fifth of the time, up to a pause of a minute.
+A list of 15,000 runs took an API server on two busy cores 30 pages of 0.4 s, so after one that took long the pause is
+longer: lists take a fifth of the time, up to a pause of a minute.
 """
 
 import asyncio
