@@ -1,10 +1,9 @@
 """Whether torch.compile pays back in the trainer's step: compiled beside eager in one process, by turns, in CPU time.
 
-    python -m benchmarks.compiled [--what norms|layers] [--threads 1] [--rounds 3]
+    python -m benchmarks.compiled [--threads 1] [--rounds 3]
 
-The trainer's own model, records and loss, forward and backward, LoRA in FP32 on CPU. `norms` compiles what is
-elementwise and stands alone, `layers` each decoder layer as a whole. Lengths differ from step to step, so shapes are
-dynamic. The first round holds the compilation. The last line is one JSON object.
+The trainer's own model, records and loss, forward and backward, LoRA in FP32 on CPU, and its own compiled parts: norms,
+rotation, gated activation. The first round holds the compilation. The last line is one JSON object.
 """
 
 from __future__ import annotations
@@ -15,7 +14,6 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-from types import MethodType
 from typing import Any
 
 STEPS = 16
@@ -24,7 +22,6 @@ STEPS = 16
 def main() -> int:
     """Run it."""
     parser = argparse.ArgumentParser(description="Measure whether torch.compile pays back on CPU.")
-    parser.add_argument("--what", choices=("norms", "layers"), default="norms")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--rounds", type=int, default=3)
     given = parser.parse_args()
@@ -32,23 +29,26 @@ def main() -> int:
     import torch
 
     from benchmarks.trainer_sides import RECORDS_PER_STEP, Task
+    from finetune_trainer.learning.compiling import Parts
     from tests import tiny_model
 
     torch.set_num_threads(given.threads)
     with tempfile.TemporaryDirectory() as folder:
         task = Task.prepare(Path(folder), tiny_model.build(tiny_model.SMALL), steps=STEPS, precision="FP32")
         eager, compiled = _objective(task, given.threads), _objective(task, given.threads)
-        COMPILERS[given.what](compiled.learner.network)
+        parts = Parts(compiled.learner.network)
         rounds, difference = [], 0.0
         for number in range(given.rounds):
             spent = [0.0, 0.0]
             for step in range(STEPS):
                 records = list(range(step * RECORDS_PER_STEP, (step + 1) * RECORDS_PER_STEP))
-                losses = [_step(side, records, spent, which) for which, side in enumerate((eager, compiled))]
-                difference = max(difference, abs(losses[0] - losses[1]))
+                plain = _step(eager, records, spent, 0)
+                parts.put_in()
+                difference = max(difference, abs(_step(compiled, records, spent, 1) - plain))
+                parts.take_out()
             rounds.append(round(spent[0] / spent[1], 3))
             sys.stderr.write(f"round {number + 1}: eager {spent[0]:.2f} s, compiled {spent[1]:.2f} s\n")
-    report = {"what": given.what, "threads": given.threads, "eagerOverCompiled": rounds, "lossDifference": difference}
+    report = {"threads": given.threads, "eagerOverCompiled": rounds, "lossDifference": difference}
     sys.stdout.write(json.dumps(report) + "\n")
     return 0
 
@@ -73,26 +73,6 @@ def _step(side: Any, records: list[int], spent: list[float], which: int) -> floa
         weight.grad = None
     return float(loss.detach())
 
-
-def _norms(network: Any) -> None:
-    import torch
-
-    compiled: dict[type, Any] = {}
-    for module in network.modules():
-        kind = type(module)
-        if kind.__name__.endswith("RMSNorm"):
-            forward = compiled.setdefault(kind, torch.compile(kind.forward, dynamic=True))
-            module.forward = MethodType(forward, module)
-
-
-def _layers(network: Any) -> None:
-    import torch
-
-    for layer in network.get_base_model().model.layers:
-        layer.forward = torch.compile(layer.forward, dynamic=True)
-
-
-COMPILERS = {"norms": _norms, "layers": _layers}
 
 if __name__ == "__main__":
     sys.exit(main())

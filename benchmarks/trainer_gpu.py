@@ -12,8 +12,9 @@ import json
 import statistics
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -27,7 +28,7 @@ from finetune_trainer import distributed, loop
 from finetune_trainer.data.dataset import Dataset
 from finetune_trainer.data.plan import Plan
 from finetune_trainer.data.records import Place
-from finetune_trainer.learning import adapter, attention, flops, model, optimizer, outputlayer
+from finetune_trainer.learning import adapter, attention, compiling, flops, model, optimizer, outputlayer
 from finetune_trainer.learning.objective import NextToken
 from tests import tiny_model
 
@@ -49,7 +50,11 @@ def main() -> None:
     known = flops.peak(device.name, Precision.BF16)
     peak = options.peak_tflops or (None if known is None else known / 1e12)
     data = _tokens(shape, count=options.steps + WARM_UP, length=options.length)
-    sides = {"ours": _ours, "trl": _trl}
+    sides: dict[str, Callable[[tiny_model.Shape, Dataset, torch.device], float]] = {
+        "ours": _ours,
+        "ours, compiled": partial(_ours, compiled=True),
+        "trl": _trl,
+    }
     found: dict[str, list[float]] = {name: [] for name in sides}
     for number in range(options.rounds):
         for name, measure in sides.items():
@@ -63,13 +68,18 @@ def main() -> None:
         "device": device.name,
         "shape": asdict(shape),
         "length": options.length,
-        "vs_trl": round(statistics.median(a / b for a, b in zip(found["ours"], found["trl"], strict=True)), 2),
+        "vs_trl": _ratio(found["ours"], found["trl"]),
+        "compiled_vs_eager": _ratio(found["ours, compiled"], found["ours"]),
     }
     for name, speeds in found.items():
         speed = statistics.median(speeds)
         share = None if peak is None else round(speed * each / (peak * 1e12), 3)
         result[name] = {"tokens_per_second": round(speed), "mfu": share}
     print(json.dumps(result))
+
+
+def _ratio(ours: Sequence[float], theirs: Sequence[float]) -> float:
+    return round(statistics.median(a / b for a, b in zip(ours, theirs, strict=True)), 2)
 
 
 def _options() -> argparse.Namespace:
@@ -123,7 +133,7 @@ def _network(shape: tiny_model.Shape, place: torch.device) -> Any:
         return transformers.AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)  # type: ignore[no-untyped-call]
 
 
-def _ours(shape: tiny_model.Shape, data: Dataset, place: torch.device) -> float:
+def _ours(shape: tiny_model.Shape, data: Dataset, place: torch.device, *, compiled: bool = False) -> float:
     """Seconds of the timed steps, as the loop takes them."""
     attention.register()
     network = _network(shape, place)
@@ -145,6 +155,9 @@ def _ours(shape: tiny_model.Shape, data: Dataset, place: torch.device) -> float:
     training = Training(learning_rate=RATE, max_duration="1ep", batch_size=BatchSize(per_device=1), seed=SEED)
     plan, objective = Plan.of(training, data.lengths), NextToken(learner, data)
     adamw = optimizer.adamw(learner.trained.values(), training)
+    parts = compiling.Parts(network) if compiled else None
+    if parts is not None:
+        parts.put_in()
     started = 0.0
     for step in range(plan.steps):
         if step == WARM_UP:
@@ -152,7 +165,10 @@ def _ours(shape: tiny_model.Shape, data: Dataset, place: torch.device) -> float:
         loop.gradient(objective, plan.batch(step), training.max_grad_norm)
         adamw.step()
         adamw.zero_grad(set_to_none=True)
-    return _now(place) - started
+    took = _now(place) - started
+    if parts is not None:
+        parts.take_out()
+    return took
 
 
 def _trl(shape: tiny_model.Shape, data: Dataset, place: torch.device) -> float:

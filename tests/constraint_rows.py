@@ -49,6 +49,7 @@ SPEC: Object = {
         "packing": True,
         "precision": "Auto",
         "gradientCheckpointing": "Auto",
+        "compile": "Auto",
         "seed": 17,
         "deterministic": False,
         "evaluationInterval": "1ep",

@@ -209,6 +209,8 @@ class Training(ApiModel):
     """Number format of the computation."""
     gradient_checkpointing: Switch = Switch.AUTO
     """Trade time for memory: compute activations again in the backward pass."""
+    compile: Switch = Switch.AUTO
+    """Compile what lies between the model's matrix products (torch.compile), for speed."""
     seed: Annotated[int, Field(ge=0, le=4294967295)] = 17
     """Decides the order of the data, the adapter's first weights and dropout."""
     deterministic: bool = False

@@ -5,7 +5,7 @@ import logging
 import os
 import platform
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from finetune_trainer import distributed, loop, memory, ranks
 from finetune_trainer.data.dataset import Dataset
 from finetune_trainer.data.plan import Plan
 from finetune_trainer.errors import StorageFailed
-from finetune_trainer.learning import flops, model, preference, probe
+from finetune_trainer.learning import compiling, flops, model, preference, probe
 from finetune_trainer.learning.objective import NextToken, Objective
 from finetune_trainer.preflight import Prepared
 from finetune_trainer.reporting import devices, journal, metrics
@@ -120,7 +120,10 @@ def _prepare(given: _Given, after: _Full | None) -> loop.Training:
     learner = model.load(
         prepared.model, config, given.device, most_tokens=most_tokens, checkpoint=found.folder, ranks=given.ranks
     )
-    plan = _plan(config, prepared, learner, found, after)
+    trial = _trial(config, prepared, learner)
+    plan = _plan(config, prepared, trial, found, after)
+    compiled = compiling.settle(trial, plan, config.training, steps_done=found.step, known=found.facts.get("compiled"))
+    learner = replace(learner, compiled=compiled)
     reference = _reference(config, prepared, learner, plan, found)
     facts = _facts(given.device, learner)
     start = f" with the adapter {config.model.adapter_uri}" if config.model.adapter_uri else ""
@@ -154,7 +157,7 @@ def _prepare(given: _Given, after: _Full | None) -> loop.Training:
 
 
 def _plan(
-    config: TrainerConfig, prepared: Prepared, learner: model.Learner, found: checkpoint.Found, after: _Full | None
+    config: TrainerConfig, prepared: Prepared, trial: Objective, found: checkpoint.Found, after: _Full | None
 ) -> Plan:
     """The plan in forward passes that fit: halved, or as the checkpoint has it, or found out now."""
     if after is not None:
@@ -165,9 +168,14 @@ def _plan(
         return probe.split(prepared.plan, min(known))
     if config.training.batch_size.per_device != "Auto":
         return prepared.plan
+    return probe.fit(trial, prepared.plan)
+
+
+def _trial(config: TrainerConfig, prepared: Prepared, learner: model.Learner) -> Objective:
+    """An objective to try things with: as large and slow as the real one, and its loss means nothing."""
     nothing = torch.zeros(len(prepared.data.lengths), 2)
     table = None if preference.start_is_under_the_adapter(config) else nothing
-    return probe.fit(_objective(config, learner, prepared.data, table), prepared.plan)
+    return _objective(config, learner, prepared.data, table)
 
 
 def _objective(config: TrainerConfig, learner: model.Learner, data: Dataset, table: torch.Tensor | None) -> Objective:
@@ -226,6 +234,7 @@ def _facts(device: distributed.Device, learner: model.Learner) -> dict[str, Any]
         "threads": device.threads,
         "precision": str(learner.precision),
         "packed": learner.packed,
+        "compiled": learner.compiled,
     }
 
 

@@ -51,6 +51,8 @@ class Learner:
     stored_dtype: torch.dtype
     """How the source stores its weights, and so how full weights are stored in the output."""
     head: outputlayer.TargetsOnly
+    compiled: bool = False
+    """Whether what lies between its products is."""
     ranks: Ranks = field(default_factory=Ranks)
     """Those who train it together."""
     data_wait: Stopwatch = field(default_factory=Stopwatch)
@@ -121,8 +123,9 @@ class Learner:
         frozen = "" if self.bits is None else f" over weights of {self.bits} bits"
         layout = "packed" if self.packed else "padded"
         again = ", activations recomputed" if self.recomputes else ""
+        parts = ", partly compiled" if self.compiled else ""
         where = f"in {self.precision} on {self.device.type}"
-        return f"trains {share} {total:,} parameters{frozen} {where}, records {layout}{again}"
+        return f"trains {share} {total:,} parameters{frozen} {where}, records {layout}{again}{parts}"
 
 
 def size_of(weight: torch.nn.Parameter) -> int:

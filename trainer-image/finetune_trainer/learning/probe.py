@@ -81,13 +81,13 @@ class _Trial:
 
     def free(self) -> int:
         """What the device leaves, and what is kept in reserve."""
-        _let_go(self._objective)
+        let_go(self._objective)
         reserved = torch.cuda.memory_reserved() - torch.cuda.memory_allocated()
         return int(torch.cuda.mem_get_info()[0] + reserved)
 
     def needed(self, records: MicroBatch) -> int | None:
         """What the pass took, and the optimizer will take beside it; None if it was too much."""
-        _let_go(self._objective)
+        let_go(self._objective)
         before = torch.cuda.memory_allocated()
         torch.cuda.reset_peak_memory_stats()
         try:
@@ -145,7 +145,8 @@ def _optimizer_bytes(objective: Objective) -> int:
     return sum(2 * sharding.here(weight).nbytes for weight in objective.learner.trained.values())
 
 
-def _let_go(objective: Objective) -> None:
+def let_go(objective: Objective) -> None:
+    """Forget gradients, and what a pass that broke off has left."""
     for weight in objective.learner.trained.values():
         weight.grad = None
     lora.forget(objective.learner.network)
