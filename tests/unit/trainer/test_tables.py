@@ -1,6 +1,7 @@
 """Parquet files and Delta tables."""
 
 import builtins
+import json
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from pyarrow import parquet
 from finetune_api.data import Columns, DataFormat, Task
 from finetune_trainer.data import readers
 from finetune_trainer.data.messages import Problem
-from finetune_trainer.errors import ConfigInvalid, DataInvalid
+from finetune_trainer.errors import ConfigInvalid, DataInvalid, NotFound
 from finetune_trainer.sources import formats
 
 ROWS: list[dict[str, Any]] = [{"prompt": f"question {n}", "response": f"answer {n}", "id": n} for n in range(2500)]
@@ -72,6 +73,35 @@ def test_a_partitioned_delta_table_keeps_its_columns(tmp_path: Path) -> None:
     deltalake.write_deltalake(tmp_path / "t", pa.Table.from_pylist(rows), partition_by=["prompt"])
     found = [raw.value for raw in _read(tmp_path / "t")]
     assert sorted(found, key=lambda row: str(row["response"])) == rows
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "../secret.parquet",
+        "%2e%2e/secret.parquet",
+        "{}/secret.parquet",
+        "file://{}/secret.parquet",
+        "a/../../secret.parquet",
+    ],
+)
+def test_a_delta_table_reads_no_file_outside_of_its_folder(tmp_path: Path, name: str) -> None:
+    parquet.write_table(pa.Table.from_pylist(ROWS[:1]), tmp_path / "secret.parquet")
+    _delta_of(tmp_path / "t", name.format(tmp_path), size=(tmp_path / "secret.parquet").stat().st_size)
+    with pytest.raises(NotFound, match=r"table t: its log names .*, which isn't in its folder"):
+        _read(tmp_path / "t")
+
+
+def _delta_of(table: Path, name: str, *, size: int) -> None:
+    """A table whose log has this name for its only file."""
+    deltalake.write_deltalake(table, pa.Table.from_pylist(ROWS[:1]))
+    log = next((table / "_delta_log").glob("*.json"))
+    actions = [json.loads(line) for line in log.read_text().splitlines()]
+    for action in actions:
+        if "add" in action:
+            action["add"] = {key: value for key, value in action["add"].items() if key != "stats"}
+            action["add"] |= {"path": name, "size": size}
+    log.write_text("".join(json.dumps(action) + "\n" for action in actions))
 
 
 def test_a_delta_table_that_is_broken_is_described(tmp_path: Path) -> None:

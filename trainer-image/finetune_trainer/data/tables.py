@@ -1,5 +1,6 @@
 """Parquet files and Delta tables as rows: only the columns that are needed, a batch at a time."""
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -54,10 +55,14 @@ class _ParquetBatches:
 
 
 class _DeltaBatches:
-    """The newest version of a Delta table, file by file in the order of their names."""
+    """The newest version of a Delta table, file by file by name, none from outside of its folder."""
 
-    def __init__(self, table: Any) -> None:
+    def __init__(self, table: Any, root: Path) -> None:
         self._data = table.to_pyarrow_dataset()
+        for fragment in self._data.get_fragments():
+            file = Path(os.path.abspath(root / fragment.path))  # noqa: PTH100 - resolve would follow links
+            if not (file.is_relative_to(Path.cwd() / root) and file.exists()):
+                raise NotFound(f"table {root.name}: its log names {fragment.path}, which isn't in its folder")
 
     @property
     def names(self) -> list[str]:
@@ -96,7 +101,7 @@ def _delta(root: Path) -> _DeltaBatches:
             " finetune-operator[trainer,delta], or export the table as Parquet"
         ) from error
     try:
-        return _DeltaBatches(deltalake.DeltaTable(root))
+        return _DeltaBatches(deltalake.DeltaTable(root), root)
     except (exceptions.DeltaError, pa.ArrowException, OSError) as error:
         raise DataInvalid(f"{root.name} can't be read as a Delta table: {_first_line(error)}") from error
 
