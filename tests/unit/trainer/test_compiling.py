@@ -59,9 +59,8 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(autouse=True)
 def _nothing_compiled_in_this_process(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(cache))
-    monkeypatch.setattr(
-        modeling_llama, "apply_rotary_pos_emb", modeling_llama.apply_rotary_pos_emb
-    )  # put back at the end
+    own = modeling_llama.apply_rotary_pos_emb
+    monkeypatch.setattr(modeling_llama, "apply_rotary_pos_emb", own)  # so that it is put back at the end
     torch._dynamo.reset()
     torch._dynamo.utils.counters.clear()
 

@@ -61,3 +61,15 @@ def test_device_figures_are_reported(tmp_path: Path) -> None:
     progress = attempt.last_word().progress
     assert progress is not None
     assert progress.device_memory_bytes
+
+
+def test_compiled_it_trains_to_the_loss_that_it_has_without(tmp_path: Path) -> None:
+    losses = []
+    for wanted in ("Disabled", "Enabled"):
+        changes = merged(CUDA, {"training": {"compile": wanted, "precision": "BF16"}})
+        attempt = trainer_process.run(configuration(tmp_path / wanted, changes))
+        assert attempt.process.exitcode == ExitCode.DONE
+        progress = attempt.last_word().progress
+        assert progress is not None
+        losses.append(progress.loss)
+    assert losses[0] == pytest.approx(losses[1], rel=0.02)
