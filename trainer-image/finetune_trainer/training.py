@@ -135,6 +135,7 @@ def _prepare(given: _Given, after: _Full | None) -> loop.Training:
         before = "" if after is None else f"{after.says()} "
         reporter.milestone(EventType.RESUMED, before + _resumed(found, plan, facts))
         reporter.checkpoints_are(store.complete)
+    reporter.chose(_chosen(learner, plan))
     held_out = prepared.evaluation
     objective = _objective(config, learner, prepared.data, reference.get("train"))
     return loop.Training(
@@ -235,6 +236,18 @@ def _facts(device: distributed.Device, learner: model.Learner) -> dict[str, Any]
         "precision": str(learner.precision),
         "packed": learner.packed,
         "compiled": learner.compiled,
+    }
+
+
+def _chosen(learner: model.Learner, plan: Plan) -> dict[str, str]:
+    """What the settings may leave open, for a tracking server."""
+    switches = {"packed": learner.packed, "recomputed": learner.recomputes, "compiled": learner.compiled}
+    return {
+        "precision": str(learner.precision),
+        "records-a-pass": str(plan.per_device),
+        "passes-a-step": str(plan.accumulation),
+        "devices": str(plan.devices),
+        **{name: str(is_on).lower() for name, is_on in switches.items()},
     }
 
 

@@ -98,6 +98,12 @@ def test_a_run_is_there_with_all_that_it_is(mlflow: mlflow_server.Server, record
     assert tags["team"] == "support"
     assert tags["finetune.queue"] == "team-a"
     assert (tags["finetune.namespace"], tags["finetune.run"], tags["finetune.attempt"]) == ("ml", "support-bot", "1")
+    assert {name: tags[f"finetune.{name}"] for name in ("precision", "records-a-pass", "passes-a-step", "packed")} == {
+        "precision": "FP32",
+        "records-a-pass": "2",
+        "passes-a-step": "2",
+        "packed": "true",
+    }
     assert tags["mlflow.docker.image.uri"] == "registry.example.com/trainer@sha256:0a1b"
     assert tags["mlflow.note.content"] == (folder / "output" / "README.md").read_text()
     assert word.tracked is not None

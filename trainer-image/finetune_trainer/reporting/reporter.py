@@ -9,7 +9,7 @@ import os
 import re
 import threading
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -93,6 +93,7 @@ class Reporter:
         self._recent: deque[Step] = deque(maxlen=RATE_STEPS)
         self._tokens = 0
         self._device: metrics.DeviceSample | None = None
+        self._chosen: Mapping[str, str] = {}
         self._extent = Extent(epochs=0, steps=0, tokens=0, in_tokens=False)
         self._now = Snapshot(run_uid=run_uid, attempt=attempt, sequence=0, time=clock())
 
@@ -177,6 +178,15 @@ class Reporter:
             self._device = sample
             if self._now.progress is not None:
                 self._update(progress=self._now.progress.model_copy(update=self._device_fields()))
+
+    def chose(self, chosen: Mapping[str, str]) -> None:
+        """What the settings leave to the trainer, as it is in this attempt."""
+        self._chosen = chosen
+
+    @property
+    def chosen(self) -> Mapping[str, str]:
+        """The same; empty until the model is there."""
+        return self._chosen
 
     @property
     def device(self) -> metrics.DeviceSample | None:

@@ -5,7 +5,7 @@ What fails is raised and leaves everything so that the same call can be made aga
 
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -47,6 +47,7 @@ class Sender:
         self._server = server
         self._folder = Path(config.run_path)
         self._run: run.MlflowRun | None = None
+        self._chosen: Mapping[str, str] = {}
         self._state = state.State.load(self._folder, run_uid=config.run.uid, tracking_uri=mlflow.tracking_uri)
         self._open()
 
@@ -83,6 +84,13 @@ class Sender:
                 self._open()
             raise
 
+    def choose(self, chosen: Mapping[str, str]) -> None:
+        """What the trainer chose in this attempt, once: as tags, since a parameter can't change. Raises Refused."""
+        assert self._run is not None, "something was sent before"
+        if chosen != self._chosen:
+            self._run.tag({f"finetune.{name}": value for name, value in chosen.items()})
+            self._chosen = chosen
+
     def finish(self, ending: Ending) -> None:
         """Say how it ended, after the model is there. Raises Refused, OSError."""
         assert self._run is not None, "something was sent before"
@@ -95,6 +103,7 @@ class Sender:
     def _open(self) -> None:
         logs = self._folder / history.FOLDER
         self._run = None
+        self._chosen = {}
         self._steps = lines.steps(logs / history.FILE)
         self._evaluations = lines.evaluations(logs / history.EVALUATIONS)
         self._readings = lines.readings(self._folder / state.FOLDER / READINGS)

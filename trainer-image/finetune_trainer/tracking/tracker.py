@@ -91,6 +91,7 @@ class Tracker:
                 return ""
             self._sample()
             self._sender.send(now=round(time.time() * 1000))
+            self._sender.choose(self._reporter.chosen)
             if ending:
                 self._sender.finish(ending)
             return ""
