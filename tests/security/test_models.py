@@ -20,7 +20,7 @@ from safetensors.torch import load_file
 from finetune_api.data import DataFormat
 from finetune_api.snapshot import ExitCode
 from finetune_api.trainer_config import ModelSource
-from finetune_trainer.data import chat
+from finetune_trainer.data import bounded, chat, tokenizer
 from finetune_trainer.data.messages import Problem
 from finetune_trainer.errors import NotFound
 from finetune_trainer.sources import buckets, formats, modelfolder
@@ -136,6 +136,34 @@ def test_the_name_of_a_buckets_object_stays_below_its_folder(tmp_path: Path) -> 
         assert place != tmp_path, name
 
 
+@pytest.mark.parametrize("name", ["config.json", "tokenizer_config.json", "generation_config.json", modelfolder.INDEX])
+def test_a_description_of_gigabytes_is_not_read(source: Path, name: str) -> None:
+    with (source / name).open("ab") as file:
+        file.truncate(modelfolder.LARGEST + 1)
+    with pytest.raises(NotFound, match=rf"{name} has more than 64 MiB"):
+        whole(source)
+
+
+def test_a_template_of_gigabytes_is_not_read(source: Path) -> None:
+    with (source / "chat_template.jinja").open("wb") as file:
+        file.truncate(modelfolder.LARGEST + 1)
+    with pytest.raises(NotFound, match=r"chat_template\.jinja has more than 64 MiB"):
+        whole(source)
+
+
+def test_a_description_that_is_nested_for_ever_is_refused(source: Path) -> None:
+    (source / "config.json").write_text("[" * 200_000)
+    with pytest.raises(NotFound, match=r"config\.json can't be read"):
+        whole(source)
+
+
+def whole(source: Path) -> None:
+    """All that is read of a model before torch is there."""
+    folder = found(source)
+    tokenizer.load(folder)
+    modelfolder.fetch_weights(folder)
+
+
 TEMPLATES = (
     "{{ ''.__class__.__mro__[1].__subclasses__() }}",
     "{{ messages.__class__.__base__ }}",
@@ -170,6 +198,75 @@ def test_a_chat_template_reaches_nothing_but_the_messages() -> None:
     assert refused > len(TEMPLATES) / 2
 
 
+LOOP = "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}"
+BUSY: Mapping[str, str] = {
+    "loops": LOOP,
+    "macros that call themselves twice": (
+        "{% macro m(n) %}{% if n %}{{ m(n - 1) }}{{ m(n - 1) }}{% endif %}{% endmacro %}{{ m(60) }}"
+    ),
+    "squares of squares": (
+        "{% set n = namespace(x=10) %}{% for i in range(60) %}{% set n.x = n.x * n.x %}{% endfor %}{{ n.x > 1 }}"
+    ),
+    "a text of 10 GB": "{{ 'a' * 10**10 }}",
+    "a text made wide": "{{ 'x'|center(10**11) }}",
+    "a number written wide": "{{ '{:99999999999}'.format(1) }}{{ '%99999999999d' % 1 }}",
+    "a list of 10 thousand million": "{{ ([1] * 10**10)|length }}",
+    "a list that is sorted": "{{ (range(99999)|list * 5000)|sort|length }}",
+    "a text doubled sixty times": (
+        "{% set n = namespace(s='a') %}{% for i in range(60) %}{% set n.s = n.s ~ n.s %}{% endfor %}"
+    ),
+    "replaced by more": "{{ ('a' * 10**7)|replace('a', 'a' * 1000)|length }}",
+    "a search for what is nearly there": "{{ ('a' * 10**8).count('a' * 50000 + 'b') }}",
+    "words counted": "{{ ('a ' * 10**8)|wordcount }}",
+    "100 million characters": "{% for n in range(1000) %}{{ 'a' * 10**5 }}{% endfor %}",
+}
+
+
+@pytest.mark.parametrize("text", BUSY.values(), ids=BUSY)
+def test_a_chat_template_that_takes_too_much_is_ended(text: str) -> None:
+    template = chat.ChatTemplate(text, {}, bounded.Allowance(0.3))
+    with pytest.raises(bounded.Exceeded):
+        template.render([{"role": "user", "content": "x"}])
+
+
+def shortened() -> None:
+    """In the trainer's process: ten seconds are a long time for a test."""
+    bounded.SECONDS = 0.5
+
+
+def of_a_tokenizer(folder: Path) -> None:
+    """A regular expression that takes twice as long for each further letter."""
+    made = json.loads((folder / "tokenizer.json").read_text())
+    endless = {"type": "Split", "pattern": {"Regex": "([ -~]+)+[0-9]{50}"}, "behavior": "Isolated", "invert": False}
+    made["pre_tokenizer"] = {"type": "Sequence", "pretokenizers": [endless, made["pre_tokenizer"]]}
+    (folder / "tokenizer.json").write_text(json.dumps(made))
+
+
+def of_a_template(text: str) -> Callable[[Path], None]:
+    return lambda folder: change(folder / "tokenizer_config.json", {"chat_template": text})
+
+
+TOO_MUCH: Mapping[str, tuple[Callable[[Path], None], str]] = {
+    "a template that loops": (of_a_template(LOOP), "the model's chat template was ended after"),
+    "a template of 10 GB": (of_a_template(BUSY["a text of 10 GB"]), "the model's chat template was ended where"),
+    "a template that repeats itself": (of_a_template("{{ 'a' * 10**6 }}"), "chat template writes 1,000,000 characters"),
+    "a tokenizer that never ends": (of_a_tokenizer, "the model's tokenizer can't take it"),
+}
+
+
+@pytest.mark.parametrize(("spoil", "told"), TOO_MUCH.values(), ids=TOO_MUCH)
+def test_the_trainer_ends_by_itself_with_the_record_and_what_took_too_much(
+    tmp_path: Path, source: Path, spoil: Callable[[Path], None], told: str
+) -> None:
+    spoil(source)
+    attempt = trainer_process.run(configuration(tmp_path, {"model": {"path": str(source)}}), before=shortened)
+    assert attempt.process.exitcode == ExitCode.BAD_DATA, attempt.log.read_text()[-2000:]
+    error = attempt.last_word().error
+    assert error is not None
+    assert error.message.startswith("train.jsonl line 1")
+    assert told in error.message
+
+
 def pickled(folder: Path, name: str) -> None:
     weights = load_file(folder / "model.safetensors")
     (folder / "model.safetensors").unlink()
@@ -191,6 +288,9 @@ WHOLE: Mapping[str, Callable[[Path], None]] = {
     "a header of exabytes": header(b"{}", 2**62),
     "a tensor of exabytes": header(HUGE, len(HUGE)),
     "a size that is no number": lambda folder: change(folder / "config.json", {"hidden_size": "x"}),
+    "a million layers": lambda folder: change(folder / "config.json", {"num_hidden_layers": 10**6}),
+    "a vocabulary of a trillion": lambda folder: change(folder / "config.json", {"vocab_size": 10**12}),
+    "layers wider than the weights": lambda folder: change(folder / "config.json", {"intermediate_size": 60_000}),
     "code from a hub for attention": lambda folder: change(
         folder / "config.json", {"_attn_implementation": "evil/kernel", "attn_implementation": "evil/kernel"}
     ),

@@ -16,7 +16,7 @@ from finetune_trainer.data.dataset import Dataset
 from finetune_trainer.errors import ConfigInvalid, NotFound, StorageFailed
 from finetune_trainer.reporting import history, journal
 from finetune_trainer.saves import upload
-from finetune_trainer.sources import modelfolder
+from finetune_trainer.sources import modelfolder, sizes
 
 FETCHED = (Scheme.HUB, Scheme.S3, Scheme.GCS)
 """Where the trainer gets a model from by itself."""
@@ -48,6 +48,7 @@ def check(config: TrainerConfig) -> Prepared:
     encoder = tokenizer.load(model)
     dataset, evaluation, summary = _data(config, model, encoder)
     modelfolder.fetch_weights(model)
+    sizes.check(model)
     planned = plan.Plan.of(config.training, dataset.lengths, devices=distributed.device_count(os.environ))
     return Prepared(
         model=model,

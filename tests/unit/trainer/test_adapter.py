@@ -11,6 +11,7 @@ import transformers
 from safetensors.torch import load_file, save_file
 
 from finetune_api.method import Lora, LoraBias
+from finetune_trainer.data import bounded
 from finetune_trainer.errors import ConfigInvalid, NotFound
 from finetune_trainer.learning import adapter
 from tests import tiny_model
@@ -86,6 +87,19 @@ BROKEN = {
         lambda folder: _rewrite(folder / "adapter_config.json", peft_type="IA3"),
         "is not one|is of type IA3",
     ),
+    "a rank of a million": (lambda folder: _rewrite(folder / "adapter_config.json", r=10**6), "says r 1,000,000, but"),
+    "a rank of a million for one module": (
+        lambda folder: _rewrite(folder / "adapter_config.json", rank_pattern={"q_proj": 10**6}),
+        "says r 1,000,000, but",
+    ),
+    "a rank that is no number": (lambda folder: _rewrite(folder / "adapter_config.json", r="x"), "can't be"),
+    "a pattern that is none": (lambda folder: _rewrite(folder / "adapter_config.json", target_modules="("), "can't be"),
+}
+ENDLESS = "([a-z0-9_.]+)+!"
+PATTERNS = {
+    "modules": {"target_modules": ENDLESS},
+    "ranks": {"rank_pattern": {ENDLESS: 4}},
+    "out": {"exclude_modules": ENDLESS},
 }
 
 
@@ -94,6 +108,17 @@ def test_what_is_no_whole_adapter_is_refused(tmp_path: Path, damage: Any, said: 
     _save(adapter.add(_network(), Lora(rank=4), seed=1), tmp_path)
     damage(tmp_path)
     with pytest.raises(NotFound, match=said):
+        adapter.load(_network(), tmp_path, "run://first", None, seed=2)
+
+
+@pytest.mark.parametrize("settings", PATTERNS.values(), ids=PATTERNS)
+def test_a_pattern_that_never_ends_is_ended(
+    tmp_path: Path, settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bounded, "SECONDS", 0.3)
+    _save(adapter.add(_network(), Lora(rank=4), seed=1), tmp_path)
+    _rewrite(tmp_path / "adapter_config.json", **settings)
+    with pytest.raises(NotFound, match=r"adapter run://first: a pattern of modules in adapter_config\.json was ended"):
         adapter.load(_network(), tmp_path, "run://first", None, seed=2)
 
 
@@ -179,5 +204,5 @@ def _shrink(path: Path) -> None:
     save_file({name: tensor[:, :3].contiguous() for name, tensor in tensors.items()}, path)
 
 
-def _rewrite(path: Path, **changes: str) -> None:
+def _rewrite(path: Path, **changes: Any) -> None:
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))

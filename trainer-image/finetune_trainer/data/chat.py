@@ -7,7 +7,7 @@ is said.
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import lru_cache
 from typing import Any
@@ -16,6 +16,7 @@ import jinja2
 from jinja2 import ext, nodes, parser, runtime, sandbox
 
 from finetune_api.data import Template
+from finetune_trainer.data import bounded
 from finetune_trainer.data.messages import Message, Problem
 from finetune_trainer.data.records import Conversation
 
@@ -28,8 +29,12 @@ _OPEN, _CLOSE = "\ue000generation\ue001", "\ue001generation\ue000"
 
 
 _REFUSALS = (
-    jinja2.TemplateError, ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError,
+    jinja2.TemplateError, ArithmeticError, AttributeError, LookupError, RuntimeError, SyntaxError, TypeError,
+    ValueError,
 )  # fmt: skip
+
+LONGEST, LONGER = 1 << 17, 16
+"""Characters that a template may write in any case, and how many times as many as a conversation has."""
 
 
 @dataclass(frozen=True)
@@ -51,9 +56,11 @@ class ChatTemplate:
 
     source: str
     special: Mapping[str, str]
+    allowance: bounded.Allowance = field(default_factory=bounded.Allowance, compare=False, repr=False)
+    """What all that it writes may take."""
 
     def write(self, conversation: Conversation) -> Text:
-        """The conversation as text. Raises Problem where the template refuses it."""
+        """The conversation as text. Raises Problem where the template refuses it, Exceeded where it takes too much."""
         messages = conversation.messages
         if "endgeneration" in self.source:
             text, marked = _unmark(self.render(messages, marked=True))
@@ -73,9 +80,13 @@ class ChatTemplate:
         """The text of some messages, with the beginning of an answer if `prompt`."""
         variables: dict[str, Any] = {**self.special, "add_generation_prompt": prompt, "tools": None, "documents": None}
         try:
-            text: str = _compiled(self.source).render(messages=list(messages), **variables)
+            text = self.allowance.spend(
+                lambda: _compiled(self.source).render(messages=list(messages), **variables), messages=len(messages)
+            )
         except _REFUSALS as error:
-            raise Problem(f"the model's chat template refuses it: {error}") from error
+            raise Problem(f"the model's chat template refuses it: {str(error)[:300]}") from error
+        if len(text) > LONGEST and len(text) > LONGER * len(repr(messages)):
+            raise bounded.Exceeded(f"writes {len(text):,} characters for a conversation of {len(repr(messages)):,}")
         return text if marked else text.replace(_OPEN, "").replace(_CLOSE, "")
 
     def _span(self, messages: Sequence[Message], index: int, text: str) -> Span | None:

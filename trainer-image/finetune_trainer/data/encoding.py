@@ -11,14 +11,21 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from finetune_api.data import Columns, Task, Template
-from finetune_trainer.data import chat, records
+from finetune_trainer.data import bounded, chat, records
 from finetune_trainer.data.messages import Problem
 from finetune_trainer.data.readers import Raw
 from finetune_trainer.data.records import Conversation, Document, Place, Preference, Record
 from finetune_trainer.data.tokenizer import TextEncoder
+from finetune_trainer.errors import DataInvalid
 
 KEPT = 20
 """Problems, and records left out, that are named."""
+
+REMEDY = "repair it in the model's folder, take another model, or write the text with dataset.template"
+"""For a chat template that takes too much."""
+
+PANIC = "PanicException"
+"""What the tokenizer's library raises where it gives up, as on a regular expression that takes for ever. Not public."""
 
 Span = tuple[int, int]
 Tokens = tuple[list[int], list[bool]]
@@ -105,7 +112,7 @@ class Encoded:
 
 
 def encode(chunk: Sequence[Raw], settings: Settings) -> Encoded:
-    """Tokenize some records and keep what can be learned from."""
+    """Tokenize some records and keep what can be learned from. Raises DataInvalid where a template takes too much."""
     made = Encoded()
     template = settings.chat_template
     written: list[tuple[Place, Record, tuple[chat.Text, ...]]] = []
@@ -116,11 +123,19 @@ def encode(chunk: Sequence[Raw], settings: Settings) -> Encoded:
             texts = _written(record, template, settings.template)
         except Problem as problem:
             made.tally.add_problem(place, problem)
+        except bounded.Exceeded as why:  # it would be no better with the next record
+            raise DataInvalid(f"{place}: the model's chat template {why}; {REMEDY}") from why
         else:
             made.tally.ignored.update(ignored)
             made.tally.reduced += any(text.reduced for text in texts)
             written.append((place, record, texts))
-    tokenized = iter(_tokenized([text for _, _, texts in written for text in texts], settings.encoder))
+    try:
+        tokenized = iter(_tokenized([text for _, _, texts in written for text in texts], settings.encoder))
+    except BaseException as error:
+        if type(error).__name__ != PANIC:
+            raise
+        between = f"{written[0][0]} or one of the {len(written):,} records from there on"
+        raise DataInvalid(f"{between}: the model's tokenizer can't take it: {str(error)[:200]}") from error
     for place, record, texts in written:
         sequences = [next(tokenized) for _ in texts]
         if isinstance(record, Document):

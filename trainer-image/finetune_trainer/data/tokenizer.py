@@ -1,6 +1,5 @@
 """The model's tokenizer, without transformers where it can be: loads in milliseconds, so that data is checked first."""
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,7 +8,7 @@ from typing import Any
 import tokenizers
 
 from finetune_trainer.errors import NotFound
-from finetune_trainer.sources.modelfolder import ModelFolder, neighbours, read_json
+from finetune_trainer.sources.modelfolder import ModelFolder, neighbours, read_json, read_text
 
 FILES = (
     "tokenizer.json",
@@ -53,7 +52,7 @@ def load(folder: ModelFolder) -> TextEncoder:
     end = tokenizer.token_to_id(special["eos_token"]) if "eos_token" in special else None
     stops = {stop for stop in (end, *_stops(folder)) if stop is not None}
     end = end if end is not None else min(stops, default=None)
-    return TextEncoder(tokenizer, _chat_template(path, settings), special, end, frozenset(stops))
+    return TextEncoder(tokenizer, _chat_template(path, settings, uri), special, end, frozenset(stops))
 
 
 def _tokenizer(folder: ModelFolder) -> tokenizers.Tokenizer:
@@ -85,12 +84,12 @@ def _special_tokens(path: Path, settings: Mapping[str, Any], uri: str) -> dict[s
     return {name: text for name, text in texts if isinstance(text, str)}
 
 
-def _chat_template(path: Path, settings: Mapping[str, Any]) -> str | None:
+def _chat_template(path: Path, settings: Mapping[str, Any], uri: str) -> str | None:
     if (path / "chat_template.jinja").is_file():
-        return (path / "chat_template.jinja").read_text(encoding="utf-8")
+        return read_text(path / "chat_template.jinja", uri)
     found = settings.get("chat_template")
     if found is None and (path / "chat_template.json").is_file():
-        found = json.loads((path / "chat_template.json").read_text(encoding="utf-8")).get("chat_template")
+        found = read_json(path / "chat_template.json", uri).get("chat_template")
     if isinstance(found, list):  # several, by name
         found = {entry["name"]: entry["template"] for entry in found}.get("default")
     return found if isinstance(found, str) else None

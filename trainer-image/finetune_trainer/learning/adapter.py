@@ -1,6 +1,7 @@
 """The LoRA adapter: peft's layers and file format, with the leaner pass of `lora` where that is possible."""
 
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,8 +12,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from finetune_api.method import Lora, LoraBias
+from finetune_trainer.data import bounded
 from finetune_trainer.errors import ConfigInvalid, NotFound
 from finetune_trainer.learning import lora
+from finetune_trainer.sources import sizes
 
 NAME = "default"
 ALL_LINEAR = "all-linear"
@@ -61,6 +64,7 @@ def load(network: Any, folder: Path, uri: str, wanted: Lora | None, *, seed: int
     if wanted is not None:
         _refuse_other_form(described, wanted, uri)
         settings.lora_dropout = wanted.dropout
+    _refuse_excess(settings, network, folder, uri)
     settings.inference_mode = False
     adapted = _attached(network, settings, wanted or Lora(), seed)
     fill(adapted, folder, uri)
@@ -122,6 +126,29 @@ def _refuse_unknown_names(network: Any, names: tuple[str, ...]) -> None:
 def _linear_layers(network: Any) -> str:
     linear = {name.rpartition(".")[2] for name, m in network.named_modules() if isinstance(m, torch.nn.Linear)}
     return f"this model's linear layers are {', '.join(sorted(linear))}; or use {ALL_LINEAR}"
+
+
+def _refuse_excess(settings: peft.LoraConfig, network: Any, folder: Path, uri: str) -> None:
+    """What its settings ask for must be in its weights, and their patterns must come to an end."""
+    longest = sizes.held_by([folder / WEIGHTS], what=f"adapter {uri}").longest
+    named = [pattern for pattern in (settings.target_modules, settings.exclude_modules) if isinstance(pattern, str)]
+    modules, ranks = [name for name, _ in network.named_modules()], settings.rank_pattern or {}
+    patterns = (*named, *ranks, *(settings.alpha_pattern or {}))
+
+    def match() -> str:
+        compiled = (re.compile(rf"(.*\.)?({pattern})") for pattern in patterns)
+        return str(sum(pattern.fullmatch(name) is not None for pattern in compiled for name in modules))
+
+    try:
+        rank = max((settings.r, *ranks.values()))
+        if rank > longest:
+            raise NotFound(f"adapter {uri}: {SETTINGS} says r {rank:,}, but its weights have no side above {longest:,}")
+        if patterns:
+            bounded.Allowance().spend(match, messages=len(modules))
+    except bounded.Exceeded as why:
+        raise NotFound(f"adapter {uri}: a pattern of modules in {SETTINGS} {why}") from why
+    except (TypeError, AttributeError, re.error) as error:
+        raise NotFound(f"adapter {uri} is not one: {SETTINGS} can't be followed: {error}") from error
 
 
 def _refuse_other_form(described: Mapping[str, Any], wanted: Lora, uri: str) -> None:

@@ -24,7 +24,7 @@ from finetune_api.trainer_config import TrainerConfig
 from finetune_trainer.data import batch
 from finetune_trainer.distributed import Device
 from finetune_trainer.errors import NotFound
-from finetune_trainer.learning import adapter, attention, loss, outputlayer, quantization, sharding
+from finetune_trainer.learning import adapter, attention, loss, outputlayer, quantization, sharding, skeleton
 from finetune_trainer.learning.stopwatch import Stopwatch
 from finetune_trainer.ranks import Ranks
 from finetune_trainer.sources.modelfolder import ModelFolder
@@ -218,6 +218,7 @@ def _prepare_torch(device: Device, *, deterministic: bool) -> None:
 def _load_network(folder: ModelFolder, checkpoint: Path | None, **options: Any) -> Any:
     uri = folder.source.uri
     try:
+        skeleton.check(folder)
         loaded: Any = transformers.AutoModelForCausalLM.from_pretrained(
             checkpoint or folder.path,
             use_safetensors=True,

@@ -25,6 +25,8 @@ PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 ELSEWHERE = "transformers_weights"
 """A setting of config.json with which transformers takes other weights than those that are looked at here."""
 TEMPLATES = "additional_chat_templates"
+LARGEST = 64 << 20
+"""Bytes of a description: the index of the largest models has a sixth of it."""
 _MOUNTS = Path("/mnt")
 _SYSTEM = (Path("/proc"), Path("/sys"), Path("/dev"))
 """Where a process finds its own environment, and with it the credentials."""
@@ -132,11 +134,24 @@ def neighbours(path: Path, limit: int = 10) -> str:
     return f"{folder} holds {', '.join(names[:limit])}{more}" if names else f"{folder} is empty"
 
 
+def read_text(path: Path, uri: str) -> str:
+    """A description of the model's. Raises NotFound if it can't be read as one."""
+    try:
+        if path.stat().st_size > LARGEST:
+            raise NotFound(
+                f"model {uri}: {path.name} has more than {LARGEST >> 20} MiB: it is no description of a model"
+            )
+        return path.read_text(encoding="utf-8")
+    except (OSError, ValueError) as error:
+        raise NotFound(f"model {uri}: {path.name} can't be read: {error}") from error
+
+
 def read_json(path: Path, uri: str) -> dict[str, Any]:
     """A JSON object of the model's. Raises NotFound if it can't be read as one."""
+    text = read_text(path, uri)
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        found = json.loads(text)
+    except (ValueError, RecursionError) as error:
         raise NotFound(f"model {uri}: {path.name} can't be read: {error}") from error
     if not isinstance(found, dict):
         raise NotFound(f"model {uri}: {path.name} is not a JSON object")
