@@ -12,10 +12,8 @@ import collections
 import contextlib
 import dataclasses
 import fcntl
-import hashlib
 import os
 import queue
-import re
 import shutil
 import subprocess
 import sys
@@ -24,6 +22,8 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+
+from tests.gobuild import Build
 
 HERE = Path(__file__).resolve().parent
 REMEDY = "install Go 1.26 (https://go.dev/dl), or name a folder of Kubernetes binaries in KUBEBUILDER_ASSETS"
@@ -35,6 +35,9 @@ PACKAGES: Mapping[str, str] = {
     "kube-scheduler": "k8s.io/kubernetes/cmd/kube-scheduler",
     "kubectl": "k8s.io/kubernetes/cmd/kubectl",
 }
+
+BUILD = Build(name="kube", pins=HERE, programs=PACKAGES)
+"""What go.mod says; the building itself is done here, for it takes long and shows how far it is."""
 
 # Go 1.27 encodes JSON otherwise, and the API server's OpenAPI then has an invalid property: build with 1.26.
 GO_RELEASE = "go1.26"
@@ -71,18 +74,12 @@ def binaries(*, progress: Progress | None = None) -> Binaries:
 
 def cache_folder() -> Path:
     """Where the binaries of this go.mod and go.sum belong."""
-    digest = hashlib.sha256()
-    for name in ("go.mod", "go.sum"):
-        digest.update((HERE / name).read_bytes())
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return cache / "finetune-operator" / "kube" / digest.hexdigest()[:16]
+    return BUILD.folder
 
 
 def version() -> str:
     """The Kubernetes release that go.mod pins, such as v1.36.3."""
-    found = re.search(r"^\s*k8s\.io/kubernetes (v\S+)", (HERE / "go.mod").read_text(), re.MULTILINE)
-    assert found, "go.mod doesn't require k8s.io/kubernetes"
-    return found[1]
+    return BUILD.version("k8s.io/kubernetes")
 
 
 def _from_assets(folder: Path) -> Binaries:
