@@ -23,9 +23,10 @@ from finetune_operator import connection, handlers, health, kinds, lease, logs, 
 from finetune_operator.admission import Line
 from finetune_operator.cache import Cache
 from finetune_operator.cluster import KubernetesCluster
-from finetune_operator.connection import Connection, Fence
+from finetune_operator.connection import Connection
 from finetune_operator.errors import RefusedError, TransientError, UserError
 from finetune_operator.health import Health
+from finetune_operator.fence import OPEN, Fence
 from finetune_operator.lease import Lease
 from finetune_operator.metrics import Metrics
 from finetune_operator.names import Key
@@ -102,7 +103,7 @@ async def serve(settings: Settings, *, leaving: Leaving) -> None:
     metrics = Metrics(version=VERSION)
     known: dict[str, Any] = {"version": VERSION, "identity": lease.identity(), "observer": metrics.request}
     async with AsyncExitStack() as stack:
-        leadership, fence = None, connection.OPEN
+        leadership, fence = None, OPEN
         if settings.lease_seconds:
             # a connection of its own: its requests wait for no others, and no fence keeps it from the lease
             apart = await stack.enter_async_context(connection.connect(**known))

@@ -2,22 +2,16 @@
 
 The only module that knows the Kubernetes client. It never follows a redirect (a pod behind the proxy could send the
 operator's credential elsewhere), never waits without a limit, and never reads more than it was told to. And it sends no
-write that its fence doesn't allow, nor one that could still take effect after the fence has closed (see `lease`): the
-fence is asked when the bytes are about to leave, the kernel drops what hasn't arrived soon or when the process ends,
-and the API server gives up in time.
+write that its fence doesn't allow, nor one that could still take effect after that has closed: the API server is told
+to give up in time.
 """
 
-import asyncio
 import json
-import math
 import os
-import socket
-import struct
 import urllib.parse
 import urllib.request
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
-from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -35,6 +29,7 @@ from finetune_operator.errors import (
     TransientError,
     UserError,
 )
+from finetune_operator.fence import OPEN, WRITES, Fence, UnderWay, checks, sockets
 
 Object = dict[str, Any]
 Observer = Callable[[str, str], None]
@@ -45,28 +40,11 @@ _SECONDS = 15.0
 _CONNECT_SECONDS = 5.0
 _ANSWER_LIMIT = 64 * 1024 * 1024
 _CHUNK = 500
-_WRITES = ("POST", "PUT", "PATCH", "DELETE")
-_promised: ContextVar[float] = ContextVar("promised", default=0.0)
-"""Within how long the write that is being sent will be over; 0 for what writes nothing."""
 
 
 def in_cluster() -> bool:
     """Whether this process runs in a pod."""
     return bool(os.environ.get("KUBERNETES_SERVICE_HOST"))
-
-
-@dataclass(frozen=True, kw_only=True)
-class Fence:
-    """Which writes may be sent."""
-
-    left: Callable[[], float] = lambda: math.inf
-    """Seconds within which a write that is sent now has to be over; 0 if none may be sent."""
-    delivery: float = 5.0
-    """Seconds after which the kernel gives up what the other side hasn't taken."""
-
-
-OPEN = Fence()
-"""Every write may be sent."""
 
 
 class Chunk(NamedTuple):
@@ -88,40 +66,6 @@ class Credentials:
     private_key_path: str | None
 
 
-class _UnderWay:
-    """Writes that haven't ended, or whose end isn't known."""
-
-    def __init__(self) -> None:
-        self._until: dict[object, float] = {}
-        self._unknown_until = 0.0
-        self._none = asyncio.Event()
-        self._none.set()
-
-    def add(self, seconds: float) -> object:
-        """One that is over after so long."""
-        token = object()
-        self._until[token] = asyncio.get_running_loop().time() + seconds
-        self._none.clear()
-        return token
-
-    def remove(self, token: object, *, answered: bool) -> None:
-        """It has ended here; without an answer it may still take effect there."""
-        until = self._until.pop(token)
-        if not answered:
-            self._unknown_until = max(self._unknown_until, until)
-        if not self._until:
-            self._none.set()
-
-    async def settled(self, seconds: float) -> bool:
-        """Wait so long for their end. Whether none can take effect any more."""
-        try:
-            async with asyncio.timeout(seconds):
-                await self._none.wait()
-        except TimeoutError:
-            return False
-        return asyncio.get_running_loop().time() >= self._unknown_until
-
-
 class Connection:
     """One API server. Made by `connect`."""
 
@@ -129,7 +73,7 @@ class Connection:
         self._api = api
         self._observer = observer
         self._fence = fence
-        self._under_way = _UnderWay()
+        self._under_way = UnderWay()
 
     async def get(self, path: str, **query: str) -> Object:
         """One object, or one list, as it is now (a quorum read, unless `query` says otherwise)."""
@@ -197,13 +141,13 @@ class Connection:
         self, verb: str, path: str, *, query: Mapping[str, str], body: Any, limit: int, seconds: float
     ) -> bytes:
         headers = {"Content-Type": MERGE if verb == "PATCH" else "application/json"}
-        if verb in _WRITES:
-            seconds = self._promise(f"{verb} {path}")
+        if verb in WRITES:
+            seconds = self._fence.promise(f"{verb} {path}", at_most=_SECONDS)
             served = seconds - min(self._fence.delivery, seconds / 2)
             query = {**query, "timeout": f"{served:.3f}s"}
         timeout = aiohttp.ClientTimeout(total=seconds, sock_connect=min(_CONNECT_SECONDS, seconds))
         code = "error"
-        writes = self._under_way.add(seconds) if verb in _WRITES else None
+        writes = self._under_way.add(seconds) if verb in WRITES else None
         try:
             method, url, headers, _, _ = await self._api.param_serialize(
                 verb, path, query_params=list(query.items()), header_params=headers, auth_settings=["BearerToken"]
@@ -224,15 +168,6 @@ class Connection:
             raise _error(response, text, where=f"{verb} {path}")
         return text
 
-    def _promise(self, what: str) -> float:
-        """Within how long a write that is about to be sent will be over, which leaves time to make a connection."""
-        left = self._fence.left()
-        if left <= 0:
-            raise TransientError(f"{what} isn't sent: this operator doesn't hold the lease")
-        seconds = min(left - self._fence.delivery / 2, _SECONDS)
-        _promised.set(seconds)
-        return seconds
-
     async def _log_in_again(self) -> None:
         """The token has been replaced: take the new one for the next request."""
         self._api.configuration.api_key = (await _configuration()).api_key
@@ -251,12 +186,12 @@ async def connect(
     async with client.ApiClient(found) as api:
         api.user_agent = f"{names.MANAGER}/{version}" + (f" ({identity})" if identity else "")
         connector = aiohttp.TCPConnector(
-            limit=api.rest_client.maxsize, ssl=api.rest_client.ssl_context, socket_factory=_sockets(fence)
+            limit=api.rest_client.maxsize, ssl=api.rest_client.ssl_context, socket_factory=sockets(fence)
         )
         found.client_session_kwargs = {
             "connector": connector,
             "middlewares": (_refuse_redirects,),
-            "trace_configs": [_checks(fence)],
+            "trace_configs": [checks(fence)],
             "auto_decompress": False,
             "trust_env": False,
             "headers": {"Accept-Encoding": "identity"},
@@ -274,38 +209,6 @@ def _proxy(server: str) -> str | None:
     if urllib.request.proxy_bypass(where.hostname or ""):
         return None
     return urllib.request.getproxies().get(where.scheme)
-
-
-def _sockets(fence: Fence) -> aiohttp.SocketFactoryType:
-    """Sockets that forget what they haven't delivered, after a while and when they are closed, even by SIGKILL.
-
-    Without these options the kernel goes on to deliver a request for minutes after its process has died.
-    """
-
-    def make(address: tuple[Any, ...]) -> socket.socket:
-        family, kind, protocol, _, _ = address
-        made = socket.socket(family, kind, protocol)
-        made.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-        made.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(fence.delivery * 1000))
-        return made
-
-    return make
-
-
-def _checks(fence: Fence) -> aiohttp.TraceConfig:
-    """Ask the fence once more when a write's bytes are about to leave.
-
-    Making a connection takes time, and the process may have been stopped meanwhile.
-    """
-
-    async def check(_session: object, _context: object, sent: Any) -> None:
-        if sent.method in _WRITES and fence.left() < _promised.get():
-            raise aiohttp.ClientConnectionError("not sent: the lease may have run out by the time it is carried out")
-
-    checks = aiohttp.TraceConfig()
-    checks.on_request_headers_sent.append(check)
-    checks.on_request_chunk_sent.append(check)
-    return checks
 
 
 async def _configuration() -> client.Configuration:

@@ -11,7 +11,7 @@ import pytest
 from aiohttp import web
 
 from finetune_operator import connection
-from finetune_operator.connection import Connection, Fence
+from finetune_operator.connection import Connection
 from finetune_operator.errors import (
     ConflictError,
     ExistsError,
@@ -21,6 +21,7 @@ from finetune_operator.errors import (
     TransientError,
     UserError,
 )
+from finetune_operator.fence import Fence, sockets
 from tests import apiserver
 from tests.apiserver import ApiServer
 
@@ -294,7 +295,7 @@ async def test_a_write_without_an_answer_is_not_over(api: Connection, server: Ap
 
 
 def test_the_kernel_forgets_what_it_has_not_delivered() -> None:
-    make: Any = connection._sockets(Fence(delivery=1.5))
+    make: Any = sockets(Fence(delivery=1.5))
     with make((socket.AF_INET, socket.SOCK_STREAM, 0, "", ("127.0.0.1", 1))) as made:
         assert made.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) == 1500
         linger = made.getsockopt(socket.SOL_SOCKET, socket.SO_LINGER, 8)
