@@ -19,18 +19,20 @@ import aiohttp
 import kopf
 from kopf._cogs.structs.references import Insights
 
-from finetune_operator import connection, handlers, health, kinds, lease, logs, poller, runmetrics
+from finetune_operator import connection, handlers, health, kinds, lease, logs, poller, runmetrics, scrapes
 from finetune_operator.admission import Line
+from finetune_operator.boosts import Boosts
 from finetune_operator.cache import Cache
 from finetune_operator.cluster import KubernetesCluster
 from finetune_operator.connection import Connection
 from finetune_operator.errors import RefusedError, TransientError, UserError
-from finetune_operator.health import Health
 from finetune_operator.fence import OPEN, Fence
+from finetune_operator.health import Health
 from finetune_operator.lease import Lease
 from finetune_operator.metrics import Metrics
 from finetune_operator.names import Key
 from finetune_operator.poller import Poller
+from finetune_operator.readers import Readers
 from finetune_operator.reconcile import Reconciler
 from finetune_operator.resync import Resync
 from finetune_operator.settings import PREFIX, Settings
@@ -111,7 +113,11 @@ async def serve(settings: Settings, *, leaving: Leaving) -> None:
             fence = Fence(left=leadership.left, delivery=leadership.delivery)
         api = await stack.enter_async_context(connection.connect(**known, fence=fence))
         session = await stack.enter_async_context(poller.session())
-        port = metrics.serve(address=settings.bind_address, port=settings.metrics_port)
+        readers = None
+        if settings.metrics_authentication:
+            # to ask about a reader changes nothing: no fence, so that one that stands by may ask too
+            readers = Readers(await stack.enter_async_context(connection.connect(**known)))
+        port = await stack.enter_async_context(scrapes.serving(metrics, readers=readers, settings=settings))
         told = Health()
         await stack.enter_async_context(health.serving(told, address=settings.bind_address, port=settings.health_port))
         log.info("finetune-operator %s, metrics on port %d", VERSION, port)
@@ -179,7 +185,8 @@ class _Operator:
         settings, metrics, line = self._settings, self._metrics, Line(self._settings.limits)
         cache = Cache(line=line, wake=lambda key: queue.add(key))  # noqa: PLW0108 - the queue comes later
         cluster = KubernetesCluster(self._api, cache=cache)
-        looking = Reconciler(cluster, line=line, settings=settings, clock=_now, changed=metrics.changed)
+        boosts = Boosts(cluster, settings=settings) if settings.kueue_priority_boost else None
+        looking = Reconciler(cluster, line=line, settings=settings, clock=_now, changed=metrics.changed, boosts=boosts)
         reconcile = metrics.timed(looking)
 
         async def look(key: Key) -> float | None:

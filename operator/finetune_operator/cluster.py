@@ -6,13 +6,14 @@ an owner, the resource version that was read, or the UID of what is to be delete
 
 import asyncio
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import Any
 
 from finetune_api.status import FineTuneRunStatus
-from finetune_operator import kinds, kueue, names, sources, waiting
+from finetune_operator import boost, kinds, kueue, names, sources, waiting
+from finetune_operator.boost import Boosted
 from finetune_operator.cache import Cache
 from finetune_operator.children import Claim, Job, Pod
 from finetune_operator.connection import Connection, Object
@@ -101,9 +102,8 @@ class KubernetesCluster:
 
     async def _read_workload(self, namespace: str, *, job_uid: str) -> kueue.Workload | kueue.Silence:
         """By a list, each time: Kueue may come and go, and a watch of what isn't there would stop all others."""
-        path = f"/apis/{kueue.GROUP}/{kueue.VERSION}/namespaces/{namespace}/workloads"
         try:
-            found = await self._connection.get(path, labelSelector=f"{kueue.JOB_UID_LABEL}={job_uid}")
+            found = await self._list_workloads(namespace, job_uid=job_uid)
         except GoneError:
             return kueue.Silence.NOT_INSTALLED
         except RefusedError as error:
@@ -112,7 +112,25 @@ class KubernetesCluster:
         except OperatorError as error:  # no reason to leave the run alone: nothing is decided by it
             log.debug("%s", error)
             return kueue.Silence.NO_ANSWER
-        return next((kueue.Workload.parse(body) for body in found["items"]), kueue.Silence.NO_WORKLOAD)
+        return next((kueue.Workload.parse(body) for body in found), kueue.Silence.NO_WORKLOAD)
+
+    async def _list_workloads(self, namespace: str, *, job_uid: str) -> Sequence[Object]:
+        selector = f"{kueue.JOB_UID_LABEL}={job_uid}"
+        items: Sequence[Object] = (await self._connection.get(_workloads(namespace), labelSelector=selector))["items"]
+        return items
+
+    async def boosted(self, key: Key, *, job_uid: str) -> Sequence[Boosted]:
+        """The Workload of a Job, as far as its priority goes, if it has one."""
+        return [Boosted.parse(body) for body in await self._list_workloads(key.namespace, job_uid=job_uid)]
+
+    async def priorities(self) -> Sequence[int]:
+        """The values of all priority classes, of Kueue and of Kubernetes."""
+        lists = [(await self._connection.get(path))["items"] for path in boost.CLASSES]
+        return [int(body["value"]) for items in lists for body in items]
+
+    async def write_boost(self, key: Key, found: Boosted, value: int) -> None:
+        """Give exactly this Workload a boost; 0 takes it away."""
+        await self._connection.patch(f"{_workloads(key.namespace)}/{found.name}", found.patch(value))
 
     async def create(self, run: Run, manifest: Mapping[str, Any]) -> None:
         """Create a child, or adopt it if it is this run's already."""
@@ -166,6 +184,10 @@ class KubernetesCluster:
             log.debug("event %s was posted before", manifest["metadata"]["name"])
         except OperatorError as error:
             log.warning("event %s can't be posted: %s", manifest["metadata"]["name"], error)
+
+
+def _workloads(namespace: str) -> str:
+    return f"/apis/{kueue.GROUP}/{kueue.VERSION}/namespaces/{namespace}/workloads"
 
 
 def merge_patch(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,9 +1,11 @@
 """Tells whether this process should be restarted (/healthz) and whether it is of use (/readyz), and why not.
 
 Answered by the event loop that does the work: one that is blocked doesn't answer, and no answer is red too. It must
-never look at anything that takes time, and never be red for what a restart wouldn't cure.
+never look at anything that takes time, never be red for what a restart wouldn't cure, and name no namespace and no run:
+whoever reaches the port may ask.
 """
 
+import logging
 import os
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -13,6 +15,8 @@ from aiohttp import web
 
 from finetune_operator.resync import Resync
 from finetune_operator.workqueue import WorkQueue
+
+log = logging.getLogger(__name__)
 
 Check = Callable[[], str | None]
 """What is wrong, None for nothing."""
@@ -94,8 +98,9 @@ class Watches:
         for (kind, namespace), since in self._found.items():
             silent = self._clock() - since
             if silent > DEAF_SECONDS:
-                where = f" in {namespace}" if namespace else ""
-                return f"the watch of {kind}{where} hasn't told of a change that was listed {silent:.0f} s ago"
+                if namespace:
+                    log.warning("the watch of %s in %s tells of nothing", kind, namespace)  # not to everybody who asks
+                return f"the watch of {kind} hasn't told of a change that was listed {silent:.0f} s ago"
         return None
 
     def _watch(self, kind: str, namespace: str) -> tuple[str, str | None]:

@@ -11,8 +11,8 @@ from prometheus_client import (
     Info,
     ProcessCollector,
     disable_created_metrics,
-    start_http_server,
 )
+from prometheus_client.exposition import choose_encoder
 from prometheus_client.registry import Collector
 
 from finetune_api.status import FineTuneRunStatus
@@ -139,14 +139,10 @@ class Metrics:
 
         return measured
 
-    def serve(self, *, address: str, port: int) -> int:
-        """Answer GET /metrics from a thread of its own, for as long as the process lives. Returns the port."""
-        host = address or "0.0.0.0"  # noqa: S104 - a setting
-        try:
-            server, _ = start_http_server(port, addr=host, registry=self.registry)
-        except OSError as error:
-            raise OSError(error.errno, f"can't listen on {host} port {port} for metrics: {error.strerror}") from error
-        return int(server.server_port)
+    def text(self, accept: str) -> tuple[bytes, str]:
+        """All families as a scrape gets them, and their content type. Takes a while, and may be called in a thread."""
+        encode, kind = choose_encoder(accept)
+        return encode(self.registry), kind
 
 
 def _unsaved_steps(status: FineTuneRunStatus) -> int:

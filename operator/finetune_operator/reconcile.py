@@ -60,6 +60,16 @@ class Cluster(Protocol):
         """Post a Kubernetes Event, once. Never raises: the history in the status is the record."""
 
 
+class Boosts(Protocol):
+    """Who tells Kueue which runs it had better not preempt."""
+
+    async def keep(self, world: World, *, may_write: Callable[[], bool]) -> float | None:
+        """Bring the run's boost to where it should be, and never raise for want of it; the seconds until it is due."""
+
+    def forget(self, key: Key) -> None:
+        """The run is gone."""
+
+
 class Reconciler:
     """Brings one run to where it should be. Called with the same key by one worker at a time."""
 
@@ -72,6 +82,7 @@ class Reconciler:
         clock: Callable[[], datetime],
         jitter: Callable[[], float] = random.random,
         changed: Callable[[FineTuneRunStatus, Run], None] = lambda *_: None,
+        boosts: Boosts | None = None,
     ) -> None:
         self._cluster = cluster
         self._line = line
@@ -79,6 +90,7 @@ class Reconciler:
         self._clock = clock
         self._jitter = jitter
         self._changed = changed
+        self._boosts = boosts
         self._budget = Budget(per_second=settings.progress_writes_per_second, clock=clock)
         self._next_write: dict[Key, datetime] = {}
 
@@ -91,17 +103,26 @@ class Reconciler:
         if world is None:
             return None
         decision = policy.decide(world)
+        boost_due = await self._boost(world, decision)
         if decision.action not in _ONLY_LOOK and not _is_safe_unseen(world, decision):
             world = await self._observe(key, fresh=True)
             if world is None:
                 return None
             decision = policy.decide(world)
-        return await self._carry_out(world, decision)
+        return _sooner(await self._carry_out(world, decision), boost_due)
+
+    async def _boost(self, world: World, decision: Decision) -> float | None:
+        """Before all else: Kueue may be about to let a run wait that had a boost while it ran."""
+        if self._boosts is None or decision.action == Action.IGNORE:
+            return None
+        return await self._boosts.keep(world, may_write=self._budget.take)
 
     async def _observe(self, key: Key, *, fresh: bool) -> World | None:
         world = await self._cluster.observe(key, fresh=fresh, now=self._clock())
         if world is None:
             self._next_write.pop(key, None)
+            if self._boosts is not None:
+                self._boosts.forget(key)
             return None
         held = world.job is not None and world.job.suspended and kueue.concerns(world.run.spec)
         if held or world.evicted:
@@ -127,7 +148,7 @@ class Reconciler:
         next_look = due.next_look(world, decision, settings=self._settings)
         if decision.action == Action.WAIT:
             return next_look  # thousands may wait, and their place is no reason to hurry
-        return min((seconds for seconds in (delay, next_look) if seconds is not None), default=None)
+        return _sooner(delay, next_look)
 
     async def _stop(self, world: World) -> None:
         """End strays, or else the Job, whose pods go with it; without one, the pods that were left over."""
@@ -186,6 +207,10 @@ class Reconciler:
             if event.sequence not in known:
                 log.info("%s %s %s", run.key, event.type, event.message)
                 await self._cluster.post_event(manifests.event(run, event))
+
+
+def _sooner(*delays: float | None) -> float | None:
+    return min((seconds for seconds in delays if seconds is not None), default=None)
 
 
 def _is_safe_unseen(world: World, decision: Decision) -> bool:

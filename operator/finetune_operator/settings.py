@@ -91,6 +91,10 @@ class Settings(BaseModel):
     """A pod that can't be scheduled for this long makes its run Queued."""
     resync_seconds: Seconds = 30.0
     """Between two full lists of all objects."""
+    kueue_priority_boost: bool = False
+    """Tell Kueue by its annotation priority-boost which runs would lose much if they were preempted."""
+    kueue_priority_boost_seconds: Seconds = 600.0
+    """Without a checkpoint for this long a run gets the first boost, and one more each time that doubles."""
     workers: Annotated[int, Field(ge=1, le=256)] = 32
     """Runs reconciled at once."""
     lease_seconds: LeaseSeconds = 12
@@ -105,6 +109,10 @@ class Settings(BaseModel):
     """Port of /healthz and /readyz; 0 means none."""
     metrics_port: Port = 9401
     """Port of /metrics; 0 means any that is free."""
+    metrics_authentication: bool = False
+    """Answer a scrape only with a token of the cluster, whose owner may get the non-resource URL /metrics."""
+    metrics_tls_folder: str = ""
+    """Folder with tls.crt and tls.key to answer scrapes by HTTPS; empty means HTTP."""
     run_metrics_seconds: Seconds = 300.0
     """So long after its end a run's last values are on /metrics: longer than the pause between two scrapes."""
     log_format: LogFormat = LogFormat.AUTO

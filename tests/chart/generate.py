@@ -1,4 +1,4 @@
-"""Writes what the chart has from elsewhere: the CRDs, the operator's rights, and the table of values in its README.
+"""Writes what the chart has from elsewhere: CRDs, rights, what is asked of creators, and a table of values.
 
 `python -m tests.chart.generate` writes, `--check` only compares. The rights are those of examples/operator-rbac.yaml,
 with which the operator's tests run; the table's text is the comment above each value of values.yaml. It must never
@@ -18,6 +18,7 @@ import yaml
 ROOT = Path(__file__).resolve().parents[2]
 CHART = ROOT / "charts" / "finetune-operator"
 RBAC = ROOT / "examples" / "operator-rbac.yaml"
+CREATORS = ROOT / "examples" / "creator-rights.yaml"
 WHOLE = {"resources", "dashboards.additionalLabels"}
 """Mappings that are one value: what is within is the user's."""
 BEGIN, END = "<!-- values -->\n", "<!-- /values -->\n"
@@ -84,6 +85,13 @@ def rules(text: str) -> str:
     return f"# Written by `make generate` from examples/operator-rbac.yaml.\n{yaml.safe_dump(role['rules'])}"
 
 
+def policy(text: str) -> str:
+    """What is asked of a run's creator."""
+    found, _ = yaml.safe_load_all(text)
+    spec = yaml.safe_dump(found["spec"], width=120)
+    return f"# Written by `make generate` from examples/creator-rights.yaml.\n{spec}"
+
+
 def wanted() -> Mapping[Path, str]:
     """Each generated file and what it should hold."""
     readme = CHART / "README.md"
@@ -92,6 +100,7 @@ def wanted() -> Mapping[Path, str]:
     text = table(values((CHART / "values.yaml").read_text()))
     crds = {CHART / "files" / "crds" / path.name: path.read_text() for path in sorted((ROOT / "crds").glob("*.yaml"))}
     rights = {CHART / "files" / "rules.yaml": rules(RBAC.read_text())}
+    rights[CHART / "files" / "creator-rights.yaml"] = policy(CREATORS.read_text())
     return {readme: f"{before}{BEGIN}\n{text}\n{END}{after}", **rights, **crds}
 
 

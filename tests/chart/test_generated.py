@@ -59,6 +59,43 @@ def test_the_rights_are_those_of_the_example(newest: Helm) -> None:
     """Which is what the operator's tests run with."""
     example = list(yaml.safe_load_all(Path(ROOT / "examples" / "operator-rbac.yaml").read_text()))
     outside = {"settings": {"podAccess": "proxy"}, "rbac": {"aggregate": False}, "kueue": {"enabled": True}}
-    rendered = list(newest.render(outside))
+    rendered = list(newest.render({**outside, "metrics": {"authentication": False}}))
     assert rules(rendered, "ClusterRole") == rules(example, "ClusterRole")
     assert rules(rendered, "Role") == rules(example, "Role")
+
+
+def test_the_rights_for_boosts_are_those_of_their_example_and_come_with_them_alone(newest: Helm) -> None:
+    example = list(yaml.safe_load_all((ROOT / "examples" / "kueue" / "boost-rights.yaml").read_text()))
+    with_kueue = {"rbac": {"aggregate": False}, "metrics": {"authentication": False}, "kueue": {"enabled": True}}
+    boosted = {**with_kueue, "kueue": {"enabled": True, "priorityBoost": True}}
+    before, after = (rules(list(newest.render(values)), "ClusterRole") for values in (with_kueue, boosted))
+    assert after == before + rules(example, "ClusterRole")
+    wide = rules(list(newest.render({**boosted, "namespaces": ["a"]})), "ClusterRole")
+    classes = rules(example, "ClusterRole")[1:]
+    assert [rule for rule in wide if "clusterfinetuneprofiles" not in rule["resources"]] == classes, "no Workloads"
+
+
+def test_the_operator_is_held_to_boosts_as_in_their_example(newest: Helm) -> None:
+    example = list(yaml.safe_load_all((ROOT / "examples" / "kueue" / "boost-policy.yaml").read_text()))
+    values = {"kueue": {"enabled": True, "priorityBoost": True}}
+    rendered = [o for o in newest.render(values) if o["metadata"]["name"].endswith("-kueue-boost")]
+    assert [(o["kind"], o["metadata"]["name"], o["spec"]) for o in rendered] == [
+        (o["kind"], o["metadata"]["name"], o["spec"]) for o in example
+    ]
+    assert not [o for o in newest.render() if o["metadata"]["name"].endswith("-kueue-boost")]
+
+
+def test_the_rights_to_read_metrics_are_those_of_the_example(newest: Helm) -> None:
+    example = list(yaml.safe_load_all((ROOT / "examples" / "metrics-login.yaml").read_text()))
+    rendered = [o for o in newest.render() if "metrics-" in o["metadata"]["name"]]
+    assert rules(rendered, "ClusterRole") == rules(example, "ClusterRole")
+    parts = [
+        [(o["metadata"]["name"], o.get("roleRef"), o.get("subjects")) for o in found] for found in (rendered, example)
+    ]
+    assert sorted(parts[0], key=str) == sorted(parts[1], key=str)
+
+
+def test_what_is_asked_of_creators_is_what_the_example_asks(newest: Helm) -> None:
+    example = list(yaml.safe_load_all(generate.CREATORS.read_text()))
+    rendered = [o for o in newest.render() if o["metadata"]["name"].endswith("-creators")]
+    assert [(o["kind"], o["spec"]) for o in rendered] == [(o["kind"], o["spec"]) for o in example]

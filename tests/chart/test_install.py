@@ -13,6 +13,8 @@ import shutil
 import subprocess
 import sys
 import tarfile
+import urllib.error
+import urllib.request
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -24,7 +26,7 @@ import yaml
 from finetune_operator.settings import PREFIX
 from tests.chart.generate import CHART, ROOT
 from tests.chart.helm import NAMESPACE, RELEASE, Helm, HelmError
-from tests.cluster import node
+from tests.cluster import node, podnetwork
 from tests.cluster.audit import AuditLog
 from tests.cluster.conftest import Kubectl, fresh_namespace
 from tests.cluster.controlplane import ControlPlane
@@ -219,7 +221,10 @@ def test_it_serves_the_namespaces_that_it_is_given_and_needs_no_right_in_others(
         assert (may_list_pods(stage), may_list_pods(elsewhere)) == (True, False)
         bindings = json.loads(kubectl("get", "clusterrolebindings", "-o", "json"))["items"]
         ours = [b["metadata"]["name"] for b in bindings if RELEASE in json.dumps(b.get("subjects", []))]
-        assert ours == [f"{RELEASE}-profiles"], "to read profiles, which are the whole cluster's, and nothing else"
+        wide = [f"{RELEASE}-metrics-login", f"{RELEASE}-profiles"]
+        assert ours == wide, (
+            "to read profiles, which are the whole cluster's, to ask who reads metrics, and nothing else"
+        )
         assert refused(audit_log, mark) == []
 
 
@@ -395,6 +400,29 @@ def test_roles_of_users_take_in_runs(role: str, newest_live: Helm, kubectl: Kube
     assert ("yes" if "create" in verbs else "no", "yes" if "watch" in verbs else "no") == ROLES[role]
     status = [line for line in found.splitlines() if line.startswith("finetuneruns.finetune.dev/status")]
     assert all("patch" not in line and "update" not in line for line in status), "it is the operator's to write"
+    assert as_jane(kubectl, stage).startswith("Error from server (Forbidden)") == (ROLES[role][0] == "no")
+
+
+def as_jane(kubectl: Kubectl, stage: Stage) -> str:
+    """What jane is told of a run on two nodes, which isn't stored."""
+    two = {"resources": {"nodes": 2}, "storage": {"claimTemplate": {"accessMode": "ReadWriteMany"}}}
+    try:
+        body = manifest("tried", **two)
+        return kubectl("create", "--as=jane", "--dry-run=server", "-n", stage.namespace, "-f", "-", body=body)
+    except AssertionError as error:
+        return str(error).partition("-f -: ")[2]
+
+
+def test_a_right_to_create_runs_is_none_to_create_jobs(newest_live: Helm, kubectl: Kubectl, stage: Stage) -> None:
+    where = ("-n", stage.namespace)
+    kubectl("create", "role", "runs", "--verb=create", "--resource=finetuneruns.finetune.dev", *where)
+    kubectl("create", "rolebinding", "runs", "--role=runs", "--user=jane", *where)
+    found = until(lambda: as_jane(kubectl, stage), lambda text: "may not create" in text, what="the policy")
+    assert f"jane may not create jobs (API group batch) in namespace {stage.namespace}" in found
+    kubectl("create", "rolebinding", "edit", "--clusterrole=edit", "--user=jane", *where)
+    assert "created (server dry run)" in until(
+        lambda: as_jane(kubectl, stage), lambda text: "may not create" not in text, what="the right"
+    )
 
 
 def test_the_run_of_the_notes_is_taken(newest_live: Helm, kubectl: Kubectl) -> None:
@@ -403,6 +431,32 @@ def test_the_run_of_the_notes_is_taken(newest_live: Helm, kubectl: Kubectl) -> N
     manifests, _, _ = rest.partition("  RUN\n")
     for found in yaml.safe_load_all("\n".join(line.removeprefix("  ") for line in manifests.splitlines())):
         kubectl("create", "--dry-run=server", "--validate=strict", "-f", "-", body=found)
+
+
+def scrape(url: str, token: str = "") -> int:
+    """The code that a scrape is answered with."""
+    request = urllib.request.Request(url, headers={"Authorization": f"Bearer {token}"} if token else {})
+    try:
+        with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(request, timeout=10) as response:
+            return int(response.status)
+    except urllib.error.HTTPError as error:
+        return error.code
+
+
+def test_metrics_are_told_to_the_readers_of_its_role_alone(newest_live: Helm, kubectl: Kubectl, stage: Stage) -> None:
+    where = ("-n", stage.namespace)
+    kubectl("create", "serviceaccount", "prometheus", *where)
+    token = kubectl("create", "token", "prometheus", *where)
+    pods = json.loads(kubectl("get", "pods", "-n", NAMESPACE, "-o", "json"))["items"]
+    addresses = [pod["status"]["podIP"] for pod in pods if pod["status"]["phase"] == "Running"]
+    urls = [f"http://{podnetwork.local(address)}:9401/metrics" for address in addresses]
+    assert [scrape(url) for url in urls] == [401, 401], "the one that acts, and the one that stands by"
+    assert [scrape(url, token) for url in urls] == [403, 403]
+    subject = f"--serviceaccount={stage.namespace}:prometheus"
+    kubectl("create", "clusterrolebinding", "reader", f"--clusterrole={RELEASE}-metrics-reader", subject)
+    codes = until(lambda: [scrape(url, token) for url in urls], lambda found: 403 not in found, what="the right")
+    kubectl("delete", "clusterrolebinding", "reader")
+    assert codes == [200, 200]
 
 
 def said(kubectl: Kubectl, url: str) -> str:

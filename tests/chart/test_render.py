@@ -14,6 +14,7 @@ import yaml
 
 from finetune_api.snapshot import PORT
 from finetune_operator import names
+from finetune_operator.settings import PREFIX
 from tests.chart.generate import CHART
 from tests.chart.helm import NAMESPACE, RELEASE, Helm, Object, Values, kinds, one
 
@@ -33,6 +34,7 @@ ALWAYS = {
     "RoleBinding",
     "Service",
     "ServiceAccount",
+    *POLICY,
 }
 PEER = {"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "monitoring"}}}
 OWN = {
@@ -60,8 +62,8 @@ SWITCHES: Mapping[str, tuple[Values, set[str]]] = {
     "without CRDs": ({"crds": {"enabled": False}}, ALWAYS - {"CustomResourceDefinition"}),
     "CRDs that go with it": ({"crds": {"keep": False}}, ALWAYS),
     "without rights": (
-        {"rbac": {"create": False, "aggregate": False}},
-        ALWAYS - {"ClusterRole", "ClusterRoleBinding", "Role", "RoleBinding"},
+        {"rbac": {"create": False, "aggregate": False, "admissionPolicy": False}},
+        ALWAYS - {"ClusterRole", "ClusterRoleBinding", "Role", "RoleBinding"} - POLICY,
     ),
     "without a disruption budget": ({"podDisruptionBudget": {"enabled": False}}, ALWAYS - {"PodDisruptionBudget"}),
     "without network policies": ({"networkPolicy": {"enabled": False}}, ALWAYS - {"NetworkPolicy"}),
@@ -73,6 +75,7 @@ SWITCHES: Mapping[str, tuple[Values, set[str]]] = {
     ),
     "through the API server": ({"settings": {"podAccess": "proxy"}}, ALWAYS),
     "with Kueue": ({"kueue": {"enabled": True}}, ALWAYS),
+    "with Kueue's boosts": ({"namespaces": ["a"], "kueue": {"enabled": True, "priorityBoost": True}}, ALWAYS),
     "scraped": (
         {
             "service": {"enabled": False},
@@ -82,6 +85,14 @@ SWITCHES: Mapping[str, tuple[Values, set[str]]] = {
             "dashboards": {"enabled": True, "additionalLabels": {"grafana_dashboard": "1", "folder": "ml"}},
         },
         ALWAYS | {"ConfigMap", *NO_SCHEMA},
+    ),
+    "scraped by whoever asks": (
+        {"metrics": {"authentication": False}, "serviceMonitor": {"enabled": True}},
+        ALWAYS | {"ServiceMonitor"},
+    ),
+    "scraped by HTTPS": (
+        {"metrics": {"tls": {"secretName": "certificate"}}, "serviceMonitor": {"enabled": True}},
+        ALWAYS | {"ServiceMonitor"},
     ),
     "closed": (
         {
@@ -111,7 +122,7 @@ SWITCHES: Mapping[str, tuple[Values, set[str]]] = {
     ),
     "with profiles": (
         {"profiles": {"install": [{"name": "a100", "spec": {"limits": {"nodes": 1}}}], "admissionPolicy": True}},
-        ALWAYS | {"ClusterFineTuneProfile"} | POLICY,
+        ALWAYS | {"ClusterFineTuneProfile"},
     ),
     "with more": ({"extraObjects": [EXTRA, TEXT]}, ALWAYS | {"ConfigMap", "Secret"}),
 }
@@ -167,7 +178,7 @@ def rendered(helm: Helm, *, old: bool) -> Sequence[Object]:
 def test_every_object_fits_the_schemas_of(version: str, newest: Helm) -> None:
     old, unknown = version == "1.29", NO_SCHEMA | {"ClusterFineTuneProfile"}
     objects = [o for o in rendered(newest, old=old) if o["kind"] not in unknown]
-    assert {o["kind"] for o in objects} == ALWAYS | {"ConfigMap", "Secret"} | (set() if old else POLICY)
+    assert {o["kind"] for o in objects} == (ALWAYS | {"ConfigMap", "Secret"}) - (POLICY if old else set())
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # the validator's own
         for found in objects:
@@ -215,8 +226,8 @@ def test_without_a_lease_two_never_run_at_once(newest: Helm) -> None:
 )
 def test_every_right_is_bound_to_the_account_of_the_pod(values: Values, subject: str, newest: Helm) -> None:
     objects = newest.render(values)
-    bound = [o["subjects"] for o in objects if o["kind"].endswith("Binding")]
-    assert bound == 2 * [[{"kind": "ServiceAccount", "name": subject, "namespace": NAMESPACE}]]
+    bound = [o["subjects"] for o in objects if o["kind"].endswith("RoleBinding")]
+    assert bound == 3 * [[{"kind": "ServiceAccount", "name": subject, "namespace": NAMESPACE}]]
     assert one(objects, "Deployment")["spec"]["template"]["spec"]["serviceAccountName"] == subject
 
 
@@ -224,15 +235,18 @@ def test_for_some_namespaces_it_has_no_right_in_others(newest: Helm) -> None:
     objects = newest.render({"namespaces": ["a", "b"]})
     roles = {(o["metadata"]["namespace"], o["metadata"]["name"]) for o in objects if o["kind"] == "Role"}
     assert roles == {("a", RELEASE), ("b", RELEASE), (NAMESPACE, f"{RELEASE}-lease")}
-    (bound,) = [o for o in objects if o["kind"] == "ClusterRoleBinding"]
+    bound = one(objects, "ClusterRoleBinding", f"{RELEASE}-profiles")
+    cluster_wide = {o["metadata"]["name"] for o in objects if o["kind"] == "ClusterRoleBinding"}
+    assert cluster_wide == {f"{RELEASE}-profiles", f"{RELEASE}-metrics-login"}
     profiles = {"apiGroups": ["finetune.dev"], "resources": ["clusterfinetuneprofiles"], "verbs": ["list", "watch"]}
     assert one(objects, "ClusterRole", bound["roleRef"]["name"])["rules"] == [profiles]
     assert all(profiles not in o["rules"] for o in objects if o["kind"] == "Role")
 
 
-def test_the_policy_is_for_the_namespaces_that_are_served(newest: Helm) -> None:
+@pytest.mark.parametrize("of", ["profiles", "creators"])
+def test_the_policy_is_for_the_namespaces_that_are_served(of: str, newest: Helm) -> None:
     chosen = {"profiles": {"admissionPolicy": True}}
-    name, kind = f"{RELEASE}-profiles", "ValidatingAdmissionPolicyBinding"
+    name, kind = f"{RELEASE}-{of}", "ValidatingAdmissionPolicyBinding"
     assert "matchResources" not in one(newest.render(chosen), kind, name)["spec"]
     found = one(newest.render({**chosen, "namespaces": ["a", "b"]}), kind, name)["spec"]["matchResources"]
     (term,) = found["namespaceSelector"]["matchExpressions"]
@@ -249,7 +263,7 @@ def test_the_lease_is_the_operators_alone_where_it_lies(newest: Helm) -> None:
 def test_no_role_has_a_wildcard_or_a_secret(newest: Helm) -> None:
     for found in newest.render({"settings": {"podAccess": "proxy"}}):
         for rule in found.get("rules", ()):
-            words = {word for key in ("apiGroups", "resources", "verbs") for word in rule[key]}
+            words = {word for key in ("apiGroups", "resources", "verbs") for word in rule.get(key, ())}
             assert not words & {"*", "secrets", "impersonate", "escalate", "bind"}, found["metadata"]["name"]
 
 
@@ -283,6 +297,42 @@ def test_the_monitors_find_the_operator_and_its_trainers(newest: Helm) -> None:
     assert matches(trainers["spec"]["selector"], names.labels("support-bot", attempt=1))
     assert trainers["spec"]["namespaceSelector"] == {"any": True}
     assert {found["metadata"]["labels"]["release"] for found in (monitor, trainers)} == {"prometheus"}
+
+
+def scrape(helm: Helm, **values: Values) -> Object:
+    """How Prometheus is to scrape the operator."""
+    found = {"serviceMonitor": {"enabled": True}, **values}
+    (endpoint,) = one(helm.render(found), "ServiceMonitor")["spec"]["endpoints"]
+    return {key: value for key, value in endpoint.items() if key not in ("port", "interval")}
+
+
+def test_prometheus_is_told_how_to_log_in(newest: Helm) -> None:
+    own = {"bearerTokenFile": "/var/run/secrets/kubernetes.io/serviceaccount/token"}
+    other = {"credentials": {"name": "scraper", "key": "token"}}
+    assert scrape(newest) == own
+    assert scrape(newest, metrics={"authentication": False}) == {}
+    assert scrape(newest, serviceMonitor={"enabled": True, "authorization": other}) == {"authorization": other}
+
+
+def test_prometheus_is_told_whose_certificate_to_expect(newest: Helm) -> None:
+    secured = {"authentication": False, "tls": {"secretName": "certificate"}}
+    ca = {"secret": {"name": "certificate", "key": "ca.crt"}}
+    expected = {"serverName": f"{RELEASE}-metrics.{NAMESPACE}.svc", "ca": ca}
+    assert scrape(newest, metrics=secured) == {"scheme": "https", "tlsConfig": expected}
+    chosen = {"enabled": True, "tlsConfig": {"insecureSkipVerify": True}}
+    found = scrape(newest, metrics=secured, serviceMonitor=chosen)
+    assert found == {"scheme": "https", "tlsConfig": {"insecureSkipVerify": True}}
+
+
+def test_the_certificate_is_where_the_operator_looks_for_it(newest: Helm) -> None:
+    spec = pod(newest, {"metrics": {"tls": {"secretName": "certificate"}}})
+    (container,) = spec["containers"]
+    environment = {entry["name"]: entry["value"] for entry in container["env"]}
+    (volume,), (mount,) = spec["volumes"], container["volumeMounts"]
+    assert mount == {"name": volume["name"], "mountPath": environment[f"{PREFIX}METRICS_TLS_FOLDER"], "readOnly": True}
+    assert volume["secret"]["secretName"] == "certificate"
+    assert [item["path"] for item in volume["secret"]["items"]] == ["tls.crt", "tls.key"]
+    assert "volumes" not in pod(newest, {})
 
 
 def test_the_rules_are_those_of_the_file(helm: Helm) -> None:

@@ -28,6 +28,9 @@ REFUSED = {
     "no active runs at all": ({"settings": {"maxActiveRunsPerNamespace": 0}}, "maxActiveRunsPerNamespace"),
     "a label that is a number": ({"commonLabels": {"a": 1}}, "commonLabels"),
     "replicas without a lease": ({"settings": {"leaseSeconds": 0}}, "set replicas to 1"),
+    "a Secret's name that can't be": ({"metrics": {"tls": {"secretName": "Mine"}}}, "secretName"),
+    "boosts of Workloads that may not be read": ({"kueue": {"priorityBoost": True}}, "needs kueue.enabled"),
+    "a boost at once": ({"kueue": {"priorityBoostSeconds": 0}}, "priorityBoostSeconds"),
     "closed trainers of unknown namespaces": ({"networkPolicy": {"trainers": {"enabled": True}}}, "needs namespaces"),
     "closed trainers, asked by the API server": (
         {"namespaces": ["a"], "settings": {"podAccess": "proxy"}, "networkPolicy": {"trainers": {"enabled": True}}},
@@ -58,9 +61,10 @@ def objects(schema: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, Ma
 
 def test_no_object_takes_unknown_keys_but_kubernetes_own_types() -> None:
     open_ones = {path for path, schema in objects(SCHEMA) if "additionalProperties" not in schema}
+    monitor = {".serviceMonitor.authorization", ".serviceMonitor.tlsConfig"}
     peers = {".networkPolicy.metricsFrom[]", ".networkPolicy.trainers.from[]"}
     pod = {".env[]", ".resources", ".tolerations[]", ".affinity", ".topologySpreadConstraints[]"}
-    assert open_ones == {".global", ".extraObjects[]", ".profiles.install[].spec", *peers, *pod}
+    assert open_ones == {".global", ".extraObjects[]", ".profiles.install[].spec", *monitor, *peers, *pod}
     assert all(schema["$comment"] for path, schema in objects(SCHEMA) if path in open_ones)
 
 
@@ -76,14 +80,15 @@ def camel(field: str) -> str:
 
 
 def test_every_setting_has_a_value() -> None:
-    own_place = {"trainer_image", "namespaces"}
+    own_place = {"trainer_image", "namespaces", "metrics_authentication", "metrics_tls_folder"}
+    own_place |= {"kueue_priority_boost", "kueue_priority_boost_seconds"}
     assert set(SCHEMA["properties"]["settings"]["properties"]) == {
         camel(field) for field in Settings.model_fields if field not in own_place
     }
 
 
-def test_the_defaults_are_the_operators(helm: Helm) -> None:
-    assert settings({}, helm) == Settings(lease_namespace="finetune-system")
+def test_the_defaults_are_the_operators_but_for_the_login_which_takes_rights(helm: Helm) -> None:
+    assert settings({}, helm) == Settings(lease_namespace="finetune-system", metrics_authentication=True)
 
 
 def test_every_setting_reaches_the_operator(helm: Helm) -> None:
@@ -109,8 +114,12 @@ def test_every_setting_reaches_the_operator(helm: Helm) -> None:
         "log_format": "text",
     }
     values: dict[str, Any] = {"settings": {camel(field): value for field, value in chosen.items()}}
+    values["metrics"] = {"authentication": False, "tls": {"secretName": "certificate"}}
     values |= {"namespaces": ["a", "b"], "trainerImage": {"repository": "r", "digest": f"sha256:{'0' * 64}"}}
     wanted = {**chosen, "namespaces": ("a", "b"), "trainer_image": f"r@sha256:{'0' * 64}"}
+    values["kueue"] = {"enabled": True, "priorityBoost": True, "priorityBoostSeconds": 1200}
+    wanted |= {"kueue_priority_boost": True, "kueue_priority_boost_seconds": 1200}
+    wanted |= {"metrics_authentication": False, "metrics_tls_folder": "/etc/finetune-operator/metrics"}
     assert set(wanted) == set(Settings.model_fields)
     assert settings(values, helm) == Settings.model_validate(wanted)
 

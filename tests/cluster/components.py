@@ -42,6 +42,7 @@ AUDIT_POLICY: Mapping[str, Any] = {
         {"level": "None", "users": [USERS["node"][0]], "verbs": READS},
         {"level": "None", "users": [USERS["node"][0]], "resources": HEARTBEATS},
         {"level": "RequestResponse", "resources": [{"group": "finetune.dev"}]},
+        {"level": "Request", "resources": [{"group": "kueue.x-k8s.io"}]},
         {"level": "Metadata"},
     ],
 }

@@ -5,34 +5,40 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
-from finetune_operator import failures, kueue
+from finetune_operator import boost, failures, kueue
 from tests import tiny_model
-from tests.cluster import realtrainer
+from tests.cluster import operatorprocess, realtrainer
 from tests.cluster.audit import AuditLog
 from tests.cluster.conftest import Kubectl
 from tests.cluster.controlplane import ControlPlane
 from tests.cluster.operatorprocess import USER, OperatorProcess
 from tests.cluster.podspec import Image
-from tests.cluster.stage import Object, Stage, condition, until
+from tests.cluster.rest import Api, ApiError
+from tests.cluster.stage import QUICK, Object, Stage, condition, until
 from tests.kueue import build
-from tests.kueue.manager import Manager, installed
-from tests.kueue.queues import NAME, Queue, queue
+from tests.kueue.manager import Manager, installed, until_ready
+from tests.kueue.queues import NAME, ROOT, Queue, queue
 
 pytestmark = pytest.mark.cluster
 
 LONG = {"steps": 3000, "step_seconds": 0.1}
 SHORT = {"steps": 20, "step_seconds": 0.1}
 IN_QUEUE: dict[str, Any] = {"queue": {"name": NAME}}
+SAVES: dict[str, Any] = {**LONG, "checkpoint_every": 5}
+SAVES_NEVER: dict[str, Any] = {**LONG, "checkpoint_every": 100_000}
 EXAMPLE = Path(__file__).parents[2] / "examples" / "kueue"
 PATIENCE = 180.0
 """Seconds; Kueue looks at what it has evicted again after a second, and at its queues when something changes."""
@@ -254,3 +260,177 @@ def weights(stage: Stage, name: str) -> str:
     volume = stage.api.request("GET", f"/api/v1/persistentvolumes/{claim['spec']['volumeName']}")
     folder = Path((volume["spec"].get("hostPath") or volume["spec"]["local"])["path"])
     return hashlib.sha256((folder / "output" / "adapter_model.safetensors").read_bytes()).hexdigest()
+
+
+Boosting = Callable[[float | None], AbstractContextManager[OperatorProcess]]
+"""An operator whose boosts begin when so many seconds are at stake; None for one that gives none."""
+
+
+@pytest.fixture
+def boosting(operator_account: Path, tmp_path: Path, namespace: str, kubectl: Kubectl) -> Iterator[Boosting]:
+    @contextlib.contextmanager
+    def start(seconds: float | None) -> Iterator[OperatorProcess]:
+        chosen = {"kueue_priority_boost": True, "kueue_priority_boost_seconds": seconds} if seconds else {}
+        settings = {**QUICK, **chosen}
+        with operatorprocess.running(operator_account, folder=tmp_path, namespaces=[namespace], **settings) as running:
+            try:
+                yield running
+            finally:
+                sys.stdout.write(running.log.read_text())
+
+    files = [word for name in ("rights", "policy") for word in ("-f", str(EXAMPLE / f"boost-{name}.yaml"))]
+    kubectl("apply", *files)
+    yield start
+    kubectl("delete", *files)
+
+
+@pytest.fixture(scope="module")
+def gate(manager: Manager, control_plane: ControlPlane) -> None:
+    """Kueue's feature gate PriorityBoost, for the rest of this file."""
+    manager.stop()
+    manager.configure(PriorityBoost=True)
+    manager.start()
+    until_ready(control_plane.api(), manager)
+
+
+def boosts(found: Queue) -> Mapping[str, str]:
+    """What is annotated, by the Job's name."""
+    about = [body["metadata"] for body in found.workloads()]
+    return {m["ownerReferences"][0]["name"]: m.get("annotations", {}).get(boost.ANNOTATION, "") for m in about}
+
+
+def has_boost(job: str, least: int) -> Callable[[Mapping[str, str]], bool]:
+    return lambda found: int(found.get(job) or 0) >= least
+
+
+@pytest.mark.parametrize(
+    ("told", "gated", "preempted"),
+    [
+        pytest.param(True, False, "old", id="told, without the feature gate: the last one to be admitted"),
+        pytest.param(False, True, "old", id="not told: the last one to be admitted"),
+        pytest.param(True, True, "fresh", id="told: the one with the fresh checkpoint"),
+    ],
+)
+def test_of_two_runs_of_a_priority_one_is_preempted(
+    manager: Manager,
+    stage: Stage,
+    boosting: Boosting,
+    request: pytest.FixtureRequest,
+    told: bool,
+    gated: bool,
+    preempted: str,
+) -> None:
+    if gated:
+        request.getfixturevalue("gate")
+    with queue(stage.api, stage.namespace, cpu="200m") as room, boosting(5 if told else None):
+        stage.submit("fresh", script=SAVES, **IN_QUEUE)
+        # two seconds before the other, since Kueue compares whole ones
+        stage.until("fresh", lambda status: status.get("progress", {}).get("batch", 0) >= 20, seconds=PATIENCE)
+        stage.submit("old", script=SAVES_NEVER, **IN_QUEUE)
+        stage.until("old", is_phase("Running"), seconds=PATIENCE)
+        if told:
+            until(lambda: boosts(room), has_boost("old-1", 2), what="boosts", seconds=PATIENCE)
+        high = {"name": NAME, "priorityClass": f"high-{stage.namespace}"}
+        stage.submit("high", script=SHORT, queue=high)
+        status = stage.until(preempted, lambda status: status.get("attempt") == 2, seconds=PATIENCE)
+        assert "Preempted" in status["failure"]["message"]
+        found = boosts(room)
+        assert stage.finished("high", seconds=PATIENCE)["phase"] == "Completed"
+        (other,) = {"fresh", "old"} - {preempted}
+        assert stage.status(other)["attempt"] == 1
+        assert found[f"{preempted}-1"] == "", "what waits has no boost"
+        assert bool(found["old-1"]) is (told and preempted == "fresh")
+        stage.until(preempted, lambda status: status.get("progress", {}).get("attempt") == 2, seconds=PATIENCE)
+
+
+def test_the_next_class_preempts_a_boosted_run_as_before(
+    gate: None, narrow: Queue, stage: Stage, boosting: Boosting, audit_log: AuditLog
+) -> None:
+    """Eight seconds are at stake, for which there would be a boost of 4."""
+    mark = audit_log.mark()
+    ranked = narrow.rank("next", 3)
+    with boosting(1):
+        stage.submit("old", script=SAVES_NEVER, **IN_QUEUE)
+        until(lambda: boosts(narrow), has_boost("old-1", 2), what="boosts", seconds=PATIENCE)
+        stage.until("old", lambda status: status.get("progress", {}).get("batch", 0) >= 100, seconds=PATIENCE)
+        assert boosts(narrow)["old-1"] == "2", "one less than what would make it equal to the next class"
+        stage.submit("next", script=SHORT, queue={"name": NAME, "priorityClass": ranked})
+        stage.until("old", lambda status: status.get("attempt") == 2, seconds=PATIENCE)
+        assert stage.finished("next", seconds=PATIENCE)["phase"] == "Completed"
+        stage.until("old", lambda status: status.get("progress", {}).get("attempt") == 2, seconds=PATIENCE)
+    asked = [record for record in audit_log.since(mark) if record["user"]["username"] == USER]
+    assert granted_for_boosts() <= {_right(record) for record in asked if "objectRef" in record}
+    assert [record for record in asked if record["responseStatus"]["code"] == 403] == []
+    written = [record["requestObject"]["metadata"] for record in asked if _right(record) == PATCH]
+    assert {key for metadata in written for key in metadata} == {"uid", "annotations"}
+    given = [metadata["annotations"][boost.ANNOTATION] for metadata in written]
+    assert given[: given.index(None)] in (["1", "2"], ["2"]), "each step once; a slow operator may miss the first"
+    sys.stdout.write(f"\nthe boost was gone {_lead(audit_log, mark, stage.namespace):.3f} s before the run waited\n")
+
+
+def _lead(audit_log: AuditLog, mark: int, namespace: str) -> float:
+    """By how much the operator was quicker to take the first boost away than Kueue to put the run into its queue."""
+    about = [record for record in audit_log.since(mark) if record.get("objectRef", {}).get("namespace") == namespace]
+    said = [(record, record["requestObject"]) for record in about if "requestObject" in record]
+    taken = next(r for r, body in said if body.get("metadata", {}).get("annotations") == {boost.ANNOTATION: None})
+    name = taken["objectRef"]["name"]
+    waits = next(r for r, body in said if r["objectRef"].get("name") == name and _unreserves(body))
+    return (_ended(waits) - _ended(taken)).total_seconds()
+
+
+def _unreserves(written: Object) -> bool:
+    """Whether it takes the quota of a Workload that was evicted."""
+    said = written.get("status", {})
+    return condition(said, "QuotaReserved").get("status") == "False" and condition(said, "Evicted") != {}
+
+
+def _ended(record: Mapping[str, Any]) -> datetime:
+    return datetime.fromisoformat(record["stageTimestamp"])
+
+
+REFUSED: Mapping[str, tuple[Mapping[str, Any], str]] = {
+    "another priority": ({"spec": {"priority": 1000}}, "priority boost alone"),
+    "no quota any more": ({"spec": {"active": False}}, "priority boost alone"),
+    "a label": ({"metadata": {"labels": {"a": "b"}}}, "priority boost alone"),
+    "no finalizer": ({"metadata": {"finalizers": None}}, "priority boost alone"),
+    "another annotation": ({"metadata": {"annotations": {"a": "b"}}}, "no annotation but"),
+    "a boost beyond the last": ({"metadata": {"annotations": {boost.ANNOTATION: "7"}}}, "1 to 6"),
+    "a negative boost": ({"metadata": {"annotations": {boost.ANNOTATION: "-1"}}}, "1 to 6"),
+}
+
+
+def test_the_operator_may_change_nothing_of_a_workload_but_its_boost(
+    gate: None, narrow: Queue, stage: Stage, boosting: Boosting, operator_account: Path
+) -> None:
+    operator = Api.from_kubeconfig(operator_account)
+
+    def told(patch: Mapping[str, Any]) -> str:
+        """What the operator's account is told of a patch that isn't carried out."""
+        content = "application/merge-patch+json"
+        path = f"{ROOT}/namespaces/{stage.namespace}/workloads/{workload['metadata']['name']}"
+        try:
+            return str(operator.request("PATCH", path, body=patch, content_type=content, dryRun="All")["kind"])
+        except ApiError as error:
+            return str(error)
+
+    with boosting(1):
+        stage.submit("old", script=SAVES_NEVER, **IN_QUEUE)
+        until(lambda: boosts(narrow), has_boost("old-1", 2), what="boosts", seconds=PATIENCE)
+    (workload,) = narrow.workloads()
+    until(lambda: told({"spec": {"priority": 1000}}), lambda said: "priority boost alone" in said, what="the policy")
+    assert {name: why in told(patch) for name, (patch, why) in REFUSED.items()} == dict.fromkeys(REFUSED, True)
+    allowed = [told({"metadata": {"annotations": {boost.ANNOTATION: value}}}) for value in (None, "1", "6")]
+    assert allowed == ["Workload"] * 3
+
+
+PATCH = (kueue.GROUP, "workloads", "patch")
+
+
+def _right(record: Mapping[str, Any]) -> tuple[str, str, str]:
+    asked = record.get("objectRef", {})
+    return asked.get("apiGroup", ""), asked.get("resource", ""), record["verb"]
+
+
+def granted_for_boosts() -> set[tuple[str, str, str]]:
+    role, _ = yaml.safe_load_all((EXAMPLE / "boost-rights.yaml").read_text())
+    return {(rule["apiGroups"][0], rule["resources"][0], rule["verbs"][0]) for rule in role["rules"]}

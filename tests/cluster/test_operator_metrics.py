@@ -34,10 +34,16 @@ def prometheus() -> Path:
 
 @contextlib.contextmanager
 def scraping(
-    binary: Path, targets: Mapping[str, str], *, folder: Path, files: Mapping[str, Path] | None = None
+    binary: Path,
+    targets: Mapping[str, str],
+    *,
+    folder: Path,
+    files: Mapping[str, Path] | None = None,
+    login: Mapping[str, Any] | None = None,
 ) -> Iterator[str]:
     """A Prometheus that scrapes these jobs each second, and those whose targets are in `files`; its address."""
-    jobs: list[Any] = [{"job_name": job, "static_configs": [{"targets": [target]}]} for job, target in targets.items()]
+    own = login or {}
+    jobs: list[Any] = [{"job_name": job, "static_configs": [{"targets": [to]}], **own} for job, to in targets.items()]
     jobs += [{"job_name": job, "file_sd_configs": [{"files": [str(file)]}]} for job, file in (files or {}).items()]
     config = folder / "prometheus.json"
     config.write_text(json.dumps({"global": {"scrape_interval": "1s"}, "scrape_configs": jobs}))

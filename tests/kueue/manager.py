@@ -48,6 +48,10 @@ class Manager:
     def log(self) -> Path:
         return self.folder / "kueue.log"
 
+    def configure(self, **gates: bool) -> None:
+        """Choose its feature gates, for when it is started next."""
+        (self.folder / "config.json").write_text(json.dumps(_configuration(self, gates)))
+
     def start(self) -> None:
         """Start it; it is ready when Jobs can be created."""
         command = ["unshare", "--mount", "--map-root-user", "sh", "-c", f'{SEALED} && exec "$@"', str(self.folder)]
@@ -75,7 +79,7 @@ def installed(kueue: Kueue, control_plane: ControlPlane, *, folder: Path) -> Ite
     certificate, key = control_plane.serving_certificate
     (folder / "tls.crt").write_bytes(certificate.read_bytes())
     (folder / "tls.key").write_bytes(key.read_bytes())
-    (folder / "config.json").write_text(json.dumps(_configuration(manager)))
+    manager.configure()
     api = control_plane.api()
     made: list[str] = []
     try:
@@ -85,7 +89,7 @@ def installed(kueue: Kueue, control_plane: ControlPlane, *, folder: Path) -> Ite
         manager.start()
         webhooks = yaml.safe_load_all((kueue.webhooks / "manifests.yaml").read_text())
         made.extend(_create(api, _by_url(configuration, manager)) for configuration in webhooks)
-        _until_ready(api, manager)
+        until_ready(api, manager)
         yield manager
     finally:
         for path in reversed(made):  # the webhooks first, or nothing of what they watch could be deleted
@@ -93,7 +97,7 @@ def installed(kueue: Kueue, control_plane: ControlPlane, *, folder: Path) -> Ite
         manager.stop()
 
 
-def _configuration(manager: Manager) -> Mapping[str, Any]:
+def _configuration(manager: Manager, gates: Mapping[str, bool]) -> Mapping[str, Any]:
     return {
         "apiVersion": "config.kueue.x-k8s.io/v1beta2",
         "kind": "Configuration",
@@ -105,7 +109,7 @@ def _configuration(manager: Manager) -> Mapping[str, Any]:
         "internalCertManagement": {"enable": False},
         "clientConnection": {"qps": 300, "burst": 500},
         "integrations": {"frameworks": ["batch/job"]},
-        "featureGates": {"VisibilityOnDemand": False},
+        "featureGates": {"VisibilityOnDemand": False, **gates},
     }
 
 
@@ -150,7 +154,7 @@ def _until_known(api: Api, plurals: set[str]) -> None:
     until(found, lambda known: known == plurals, what="Kueue's kinds", seconds=SECONDS)
 
 
-def _until_ready(api: Api, manager: Manager) -> None:
+def until_ready(api: Api, manager: Manager) -> None:
     """Until its webhook answers: a flavor can be created, in a dry run."""
     deadline = time.monotonic() + SECONDS
     flavor = {"apiVersion": "kueue.x-k8s.io/v1beta2", "kind": "ResourceFlavor", "metadata": {"name": "ready"}}

@@ -43,6 +43,12 @@ class Queue:
         path = f"{ROOT}/clusterqueues/{self.name}"
         self.api.request("PATCH", path, body={"spec": spec}, content_type=content)
 
+    def rank(self, word: str, value: int) -> str:
+        """Make a WorkloadPriorityClass; its name."""
+        body = {"metadata": {"name": f"{word}-{self.namespace}"}, "value": value}
+        self.api.request("POST", f"{ROOT}/workloadpriorityclasses", body=_whole("WorkloadPriorityClass", body))
+        return f"{word}-{self.namespace}"
+
     def workloads(self) -> list[Mapping[str, Any]]:
         """All of the namespace."""
         found: list[Mapping[str, Any]] = self.api.request("GET", f"{ROOT}/namespaces/{self.namespace}/workloads")[
@@ -65,10 +71,9 @@ def queue(api: Api, namespace: str, *, cpu: str, preemption: str = "LowerPriorit
     api.request(
         "POST", f"{ROOT}/clusterqueues", body=_whole("ClusterQueue", {"metadata": {"name": name}, "spec": spec})
     )
-    for value, word in ((0, "low"), (100, "high")):
-        body = {"metadata": {"name": f"{word}-{namespace}"}, "value": value}
-        api.request("POST", f"{ROOT}/workloadpriorityclasses", body=_whole("WorkloadPriorityClass", body))
     found = Queue(api, namespace, name)
+    for value, word in ((0, "low"), (100, "high")):
+        found.rank(word, value)
     found.open()
     yield found
 

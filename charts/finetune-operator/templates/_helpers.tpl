@@ -52,6 +52,11 @@ labels: {{- include "finetune.labels" . | nindent 2 }}
 {{ .Values.settings.leaseNamespace | default .Release.Namespace }}
 {{- end -}}
 
+{{/* Where the certificate of the metrics is mounted. */}}
+{{- define "finetune.certificate" -}}
+/etc/finetune-operator/metrics
+{{- end -}}
+
 {{/* A number without an exponent. */}}
 {{- define "finetune.number" -}}
 {{- if kindIs "float64" . }}{{ if eq (float64 (int64 .)) . }}{{ int64 . }}{{ else }}{{ . }}{{ end }}{{ else }}{{ . }}{{ end -}}
@@ -64,6 +69,10 @@ labels: {{- include "finetune.labels" . | nindent 2 }}
       "namespaces" (join "," .Values.namespaces)
       "leaseName" (.Values.settings.leaseName | default (include "finetune.name" .))
       "leaseNamespace" (include "finetune.leaseNamespace" .)
+      "metricsAuthentication" .Values.metrics.authentication
+      "metricsTlsFolder" (ternary "" (include "finetune.certificate" .) (empty .Values.metrics.tls.secretName))
+      "kueuePriorityBoost" (.Values.kueue.priorityBoost | default false)
+      "kueuePriorityBoostSeconds" (.Values.kueue.priorityBoostSeconds | default 600)
     ) (omit .Values.settings "leaseName" "leaseNamespace" "maxActiveDevices") -}}
 {{- range $key, $value := $settings }}
 {{- if or (ne (toString $value) "") (eq $key "maxActiveRunsPerNamespace") }}
@@ -88,6 +97,9 @@ labels: {{- include "finetune.labels" . | nindent 2 }}
 {{- define "finetune.check" -}}
 {{- if and (gt (int .Values.replicas) 1) (eq (int .Values.settings.leaseSeconds) 0) }}
 {{- fail "replicas: settings.leaseSeconds 0 means that there is only one operator; set replicas to 1, or a lease of 3 s or more" }}
+{{- end }}
+{{- if and .Values.kueue.priorityBoost (not .Values.kueue.enabled) }}
+{{- fail "kueue.priorityBoost: needs kueue.enabled, since the operator reads a Workload before it changes it" }}
 {{- end }}
 {{- with .Values.networkPolicy.trainers }}
 {{- if .enabled }}

@@ -68,12 +68,13 @@ class TestADeafWatch:
         self.now += 100
         assert watches.deaf() is None
 
-    def test_is_one_of_a_namespace_where_each_has_its_own(self) -> None:
+    def test_is_one_of_a_namespace_where_each_has_its_own(self, caplog: pytest.LogCaptureFixture) -> None:
         watches = self.watches(by_namespace=True)
         watches.found("Job", "ml")
         watches.told("Job", "other")
         self.now += 30
-        assert watches.deaf() == "the watch of Job in ml hasn't told of a change that was listed 30 s ago"
+        assert watches.deaf() == "the watch of Job hasn't told of a change that was listed 30 s ago"
+        assert caplog.messages == ["the watch of Job in ml tells of nothing"], "its name is for the log alone"
 
     def test_turns_the_answer_red(self) -> None:
         watches = self.watches()

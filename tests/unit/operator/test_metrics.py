@@ -1,7 +1,6 @@
 """The operator's Prometheus families."""
 
 import re
-import urllib.request
 
 import pytest
 from prometheus_client import generate_latest
@@ -134,11 +133,14 @@ def test_what_is_counted(metrics: Metrics) -> None:
     assert "_created" not in found
 
 
-def test_they_are_served(metrics: Metrics) -> None:
-    port = metrics.serve(address="127.0.0.1", port=0)
-    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-    with opener.open(f"http://127.0.0.1:{port}/metrics", timeout=5) as response:
-        assert b"finetune_operator_build_info" in response.read()
+@pytest.mark.parametrize(
+    ("accept", "kind"),
+    [("", "text/plain"), ("application/openmetrics-text;version=1.0.0,*/*;q=0.1", "application/openmetrics-text")],
+)
+def test_they_are_told_in_the_format_that_is_asked_for(metrics: Metrics, accept: str, kind: str) -> None:
+    found, content_type = metrics.text(accept)
+    assert b"finetune_operator_build_info" in found
+    assert content_type.partition(";")[0] == kind
 
 
 def test_every_family_is_documented(metrics: Metrics) -> None:

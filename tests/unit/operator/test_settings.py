@@ -25,7 +25,11 @@ VALUES = {
     "bind_address": ("127.0.0.1", "127.0.0.1"),
     "health_port": ("0", 0),
     "metrics_port": ("9999", 9999),
+    "metrics_authentication": ("true", True),
+    "metrics_tls_folder": ("/etc/tls", "/etc/tls"),
     "run_metrics_seconds": ("120", 120.0),
+    "kueue_priority_boost": ("true", True),
+    "kueue_priority_boost_seconds": ("1200", 1200.0),
     "log_format": ("json", LogFormat.JSON),
 }
 
