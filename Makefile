@@ -5,7 +5,7 @@ SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .ONESHELL:
 .DEFAULT_GOAL := help
-.PHONY: help setup kube kueue demo test unit e2e faults generate verify bench-trainer bench-operator bench-retries bench-queue bench-hangs bench-idle bench-soak bench-goodput bench-flood bench-saves bench-devices images images-test checkov requirements clean
+.PHONY: help setup kube kueue gitops demo test unit e2e faults generate verify bench-trainer bench-operator bench-retries bench-queue bench-hangs bench-idle bench-soak bench-goodput bench-flood bench-saves bench-devices images images-test cosign release advisories checkov requirements clean
 
 PYTHON ?= python3
 ARGS ?=
@@ -46,6 +46,9 @@ kube: ## Build the pinned Kubernetes into the cache: minutes once, seconds after
 
 kueue: ## Build the pinned Kueue into the cache, for the tests of queues: minutes once. Without it they are skipped.
 	@$(PYTHON) -m tests.kueue.build
+
+gitops: ## Build the pinned Flux and Argo CD into the cache, for tests/gitops: a quarter of an hour once. Without them they are skipped.
+	@$(PYTHON) -m tests.gitops.build
 
 demo: setup ## Fine-tune a small model on a real Kubernetes, as a user would.
 	@$(RUN) -m examples.demo $(ARGS)
@@ -105,6 +108,15 @@ images: setup ## Build both images with buildah: BASE=image@sha256:..., or BASE_
 images-test: setup kube ## Build both images and run them, the quickstart too: long; needs root, buildah, runc, mmdebstrap.
 	@$(RUN) -m pytest tests/images/check.py -o faulthandler_timeout=0 $(ARGS)
 
+cosign: ## Build the pinned cosign into the cache, and a registry for its tests: minutes once. Without them they are skipped.
+	@$(PYTHON) -m tests.release.signing
+
+release: setup ## Make a release of the commit in dist/release: KEY=cosign.key signs it, REGISTRY=... the images there too.
+	@$(RUN) -m tests.release.build $(if $(KEY),--key $(KEY)) $(if $(REGISTRY),--registry $(REGISTRY))
+
+advisories: setup ## Ask the package index for known weaknesses of what is pinned.
+	@$(RUN) -m tests.release.advisories
+
 checkov: setup ## Run checkov on chart and Dockerfiles.
 	@$(RUN) -m tests.chart.checkov
 
@@ -121,6 +133,7 @@ requirements: setup ## Pin the dependencies again; ARGS=--upgrade takes newer on
 	compile requirements/semgrep.in --output-file requirements/semgrep.txt
 	compile --no-deps --constraint requirements/dev.txt requirements/bench.in --output-file requirements/bench.txt
 	compile requirements/mlflow.in --output-file requirements/mlflow.txt
+	compile requirements/pip-audit.in --output-file requirements/pip-audit.txt
 
 clean: ## Remove .venv and what tools left; the caches outside the checkout stay.
 	@rm -rf $(VENV) .demo dist .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
