@@ -153,6 +153,9 @@ def test_an_action_changes_one_field_that_is_no_drift(action: str, changed: Mapp
 
 def test_the_operators_charts_are_where_the_examples_look() -> None:
     argo = yaml.safe_load((GITOPS / "argocd" / "operator.yaml").read_text())["spec"]["source"]
-    _, flux = yaml.safe_load_all((GITOPS / "flux" / "operator.yaml").read_text())
-    assert ROOT / argo["path"] == ROOT / flux["spec"]["chart"]["spec"]["chart"] == CHART
-    assert argo["helm"]["valuesObject"] == flux["spec"]["values"]
+    repository, flux = yaml.safe_load_all((GITOPS / "flux" / "operator.yaml").read_text())
+    assert [found["name"] for found in FLUX["spec"]["dependsOn"]] == [flux["metadata"]["name"]], "a Kustomization"
+    assert flux["spec"]["sourceRef"]["name"] == repository["metadata"]["name"]
+    release = yaml.safe_load((ROOT / flux["spec"]["path"] / "helmrelease.yaml").read_text())
+    assert ROOT / argo["path"] == ROOT / release["spec"]["chart"]["spec"]["chart"] == CHART
+    assert argo["helm"]["valuesObject"] == release["spec"]["values"]
