@@ -35,8 +35,8 @@ CHUNK = 1000
 """Records that are tokenized together."""
 CHUNK_BYTES = 1 << 20
 """A chunk is full with fewer records if they are long."""
-PARALLEL_FROM = 1 << 22
-"""Bytes of data from which other processes help: below, they take longer to start than they save."""
+PARALLEL_FROM = 1 << 21
+"""Bytes of data from which other processes help: below, they take longer to start than they save (docs/training.md)."""
 
 
 def load(
