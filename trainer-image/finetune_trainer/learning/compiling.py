@@ -49,7 +49,8 @@ def settle(
     """
     against = _reason_against(objective, training)
     if against or known is False:
-        logger.info("nothing is compiled: %s", against or "it wasn't in the attempt before")
+        level = logging.INFO if objective.learner.device.type == "cuda" else logging.DEBUG
+        logger.log(level, "nothing is compiled: %s", against or "it wasn't in the attempt before")
         return False
     parts, records = Parts(objective.learner.network), _usual(objective, plan)
     if training.compile == Switch.AUTO and known is None:
