@@ -52,6 +52,7 @@ class Cosign:
             public = Path(folder) / "key.pub"
             public.write_text(self._run("public-key", "--key", key))
             self.verify(file, key=public)
+        signature.chmod(0o644)  # cosign writes it for its owner alone, and it is to be given away
         return signature
 
     def verify(self, file: Path, *, key: Path) -> None:
