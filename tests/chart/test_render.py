@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import functools
 import json
+import shutil
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import kubernetes_validate  # type: ignore[import-untyped] # ships no types
@@ -322,6 +324,20 @@ def test_prometheus_is_told_whose_certificate_to_expect(newest: Helm) -> None:
     chosen = {"enabled": True, "tlsConfig": {"insecureSkipVerify": True}}
     found = scrape(newest, metrics=secured, serviceMonitor=chosen)
     assert found == {"scheme": "https", "tlsConfig": {"insecureSkipVerify": True}}
+
+
+def test_values_kept_from_a_release_that_had_no_metrics_block_ask_for_no_login(newest: Helm, tmp_path: Path) -> None:
+    """`helm upgrade --reuse-values` takes the values of the release, and no new defaults."""
+    chart = tmp_path / "chart"
+    shutil.copytree(CHART, chart)
+    values = yaml.safe_load((chart / "values.yaml").read_text())
+    before = {name: block for name, block in values.items() if name != "metrics"}
+    (chart / "values.yaml").write_text(yaml.safe_dump(before))
+    objects = [
+        found for found in yaml.load_all(newest("template", RELEASE, str(chart)), Loader=yaml.CSafeLoader) if found
+    ]
+    assert objects
+    assert not [found for found in objects if found["metadata"]["name"].endswith(("-metrics-login", "-metrics-reader"))]
 
 
 def test_the_certificate_is_where_the_operator_looks_for_it(newest: Helm) -> None:

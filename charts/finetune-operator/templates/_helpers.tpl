@@ -69,8 +69,8 @@ labels: {{- include "finetune.labels" . | nindent 2 }}
       "namespaces" (join "," .Values.namespaces)
       "leaseName" (.Values.settings.leaseName | default (include "finetune.name" .))
       "leaseNamespace" (include "finetune.leaseNamespace" .)
-      "metricsAuthentication" .Values.metrics.authentication
-      "metricsTlsFolder" (ternary "" (include "finetune.certificate" .) (empty .Values.metrics.tls.secretName))
+      "metricsAuthentication" ((.Values.metrics).authentication | default false)
+      "metricsTlsFolder" (ternary "" (include "finetune.certificate" .) (empty ((.Values.metrics).tls).secretName))
       "kueuePriorityBoost" (.Values.kueue.priorityBoost | default false)
       "kueuePriorityBoostSeconds" (.Values.kueue.priorityBoostSeconds | default 600)
     ) (omit .Values.settings "leaseName" "leaseNamespace" "maxActiveDevices") -}}
