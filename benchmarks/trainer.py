@@ -44,6 +44,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--steps", type=int, default=16)
     parser.add_argument("--precision", choices=("FP32", "BF16"), default="FP32")
+    parser.add_argument("--compile", choices=("Auto", "Enabled"), default="Auto", help="ours alone: training.compile")
     parser.add_argument("--child", action="store_true", help=argparse.SUPPRESS)
     return parser.parse_args()
 
@@ -70,7 +71,9 @@ def _measure(options: argparse.Namespace, threads: int) -> None:
 
     with tempfile.TemporaryDirectory() as name:
         model = options.model or tiny_model.build(tiny_model.SMALL)
-        task = trainer_sides.Task.prepare(Path(name), model, steps=options.steps, precision=options.precision)
+        task = trainer_sides.Task.prepare(
+            Path(name), model, steps=options.steps, precision=options.precision, compiled=options.compile
+        )
         print(
             f"{task.prepared.summary} {options.steps} steps of {trainer_sides.RECORDS_PER_STEP} records,"
             f" {options.precision}, {threads} {'thread' if threads == 1 else 'threads'}",
