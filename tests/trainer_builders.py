@@ -5,7 +5,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from finetune_api.trainer_config import TrainerConfig
+from finetune_api.trainer_config import ModelSource, TrainerConfig
+from finetune_trainer.sources import modelfolder
 from tests import tiny_model
 
 
@@ -63,3 +64,13 @@ def write_rows(target: Path, rows: Iterable[object]) -> Path:
     target.parent.mkdir(parents=True, exist_ok=True)
     target.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     return target
+
+
+def found_model(folder: Path) -> modelfolder.ModelFolder:
+    """A model's folder, as the trainer finds it."""
+    return modelfolder.find(ModelSource(uri="pvc://models/tiny", path=str(folder)))
+
+
+def change_json(file: Path, changes: Mapping[str, Any]) -> None:
+    """Set some keys of a JSON file."""
+    file.write_text(json.dumps(json.loads(file.read_text()) | changes))

@@ -19,14 +19,13 @@ from safetensors.torch import load_file
 
 from finetune_api.data import DataFormat
 from finetune_api.snapshot import ExitCode
-from finetune_api.trainer_config import ModelSource
 from finetune_trainer.data import bounded, chat, tokenizer
 from finetune_trainer.data.messages import Problem
 from finetune_trainer.errors import NotFound
 from finetune_trainer.sources import buckets, formats, modelfolder
 from tests import tiny_model, trainer_process
 from tests.security import payloads
-from tests.trainer_builders import configuration
+from tests.trainer_builders import change_json, configuration, found_model
 from tests.unit.trainer.test_canary import Canary, _listen
 
 SECRET = "canary-of-the-environment"
@@ -36,14 +35,6 @@ SECRET = "canary-of-the-environment"
 def source(tmp_path: Path) -> Path:
     """A model of one's own."""
     return shutil.copytree(tiny_model.build(), tmp_path / "model")
-
-
-def found(source: Path) -> modelfolder.ModelFolder:
-    return modelfolder.find(ModelSource(uri="pvc://models/tiny", path=str(source)))
-
-
-def change(file: Path, changes: Mapping[str, Any]) -> None:
-    file.write_text(json.dumps(json.loads(file.read_text()) | changes))
 
 
 INDICES: Mapping[str, Any] = {
@@ -65,11 +56,11 @@ INDICES: Mapping[str, Any] = {
 def test_an_index_names_weight_files_beside_it_and_nothing_else(source: Path, index: Any) -> None:
     (source / modelfolder.INDEX).write_text(json.dumps(index))
     with pytest.raises(NotFound, match=r"weight_map|a weight file lies beside it"):
-        modelfolder.fetch_weights(found(source))
+        modelfolder.fetch_weights(found_model(source))
 
 
 def test_no_path_in_an_index_leads_out(source: Path) -> None:
-    folder = found(source)
+    folder = found_model(source)
     for path in payloads.paths():
         (source / modelfolder.INDEX).write_text(json.dumps({"weight_map": {"a": f"{path}/model.safetensors"}}))
         with pytest.raises(NotFound):
@@ -78,9 +69,9 @@ def test_no_path_in_an_index_leads_out(source: Path) -> None:
 
 @pytest.mark.parametrize("name", ["adapter_model.bin", "x.safetensors.index.json", "x.safetensors"])
 def test_a_config_cannot_choose_other_weights(source: Path, name: str) -> None:
-    change(source / "config.json", {"transformers_weights": name})
+    change_json(source / "config.json", {"transformers_weights": name})
     with pytest.raises(NotFound, match="transformers_weights, which is not followed"):
-        found(source)
+        found_model(source)
 
 
 LINKS = ("/proc/self/environ", "/proc/self/../1/environ", "/sys/kernel/notes", "/dev/zero")
@@ -92,7 +83,7 @@ def test_a_models_link_to_the_process_is_not_followed(source: Path, name: str, t
     (source / name).unlink(missing_ok=True)
     (source / name).symlink_to(target)
     with pytest.raises(NotFound, match="a link that leads out of its volume"):
-        found(source)
+        found_model(source)
 
 
 @pytest.mark.parametrize("target", LINKS[:1])
@@ -123,7 +114,7 @@ def test_a_hub_cache_with_links_of_its_own_is_followed(tmp_path: Path, source: P
     (tmp_path / "blobs").mkdir()
     (source / "config.json").rename(tmp_path / "blobs" / "one")
     (source / "config.json").symlink_to("../blobs/one")
-    assert found(source).vocabulary_size
+    assert found_model(source).vocabulary_size
 
 
 def test_the_name_of_a_buckets_object_stays_below_its_folder(tmp_path: Path) -> None:
@@ -159,7 +150,7 @@ def test_a_description_that_is_nested_for_ever_is_refused(source: Path) -> None:
 
 def whole(source: Path) -> None:
     """All that is read of a model before torch is there."""
-    folder = found(source)
+    folder = found_model(source)
     tokenizer.load(folder)
     modelfolder.fetch_weights(folder)
 
@@ -243,7 +234,7 @@ def of_a_tokenizer(folder: Path) -> None:
 
 
 def of_a_template(text: str) -> Callable[[Path], None]:
-    return lambda folder: change(folder / "tokenizer_config.json", {"chat_template": text})
+    return lambda folder: change_json(folder / "tokenizer_config.json", {"chat_template": text})
 
 
 TOO_MUCH: Mapping[str, tuple[Callable[[Path], None], str]] = {
@@ -287,11 +278,11 @@ WHOLE: Mapping[str, Callable[[Path], None]] = {
     "an index of pickles": lambda folder: pickled(folder, "weights.bin"),
     "a header of exabytes": header(b"{}", 2**62),
     "a tensor of exabytes": header(HUGE, len(HUGE)),
-    "a size that is no number": lambda folder: change(folder / "config.json", {"hidden_size": "x"}),
-    "a million layers": lambda folder: change(folder / "config.json", {"num_hidden_layers": 10**6}),
-    "a vocabulary of a trillion": lambda folder: change(folder / "config.json", {"vocab_size": 10**12}),
-    "layers wider than the weights": lambda folder: change(folder / "config.json", {"intermediate_size": 60_000}),
-    "code from a hub for attention": lambda folder: change(
+    "a size that is no number": lambda folder: change_json(folder / "config.json", {"hidden_size": "x"}),
+    "a million layers": lambda folder: change_json(folder / "config.json", {"num_hidden_layers": 10**6}),
+    "a vocabulary of a trillion": lambda folder: change_json(folder / "config.json", {"vocab_size": 10**12}),
+    "layers wider than the weights": lambda folder: change_json(folder / "config.json", {"intermediate_size": 60_000}),
+    "code from a hub for attention": lambda folder: change_json(
         folder / "config.json", {"_attn_implementation": "evil/kernel", "attn_implementation": "evil/kernel"}
     ),
 }
