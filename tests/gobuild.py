@@ -14,7 +14,9 @@ import os
 import re
 import shutil
 import subprocess
+import sys
 import tempfile
+import time
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -93,3 +95,16 @@ class Build:
         if result.returncode != 0:
             raise BuildError(f"go {' '.join(arguments)} failed: {result.stderr.strip()[-1000:]}")
         return result.stdout
+
+
+def build_all(*builds: Build) -> int:
+    """Build what isn't there yet, and say so; 0 when all is there, 69 (EX_UNAVAILABLE) when something can't be had."""
+    for each in builds:
+        started = time.monotonic()
+        try:
+            folder = each.build()
+        except BuildError as error:
+            sys.stderr.write(f"no {each.name}: {error}\n")
+            return os.EX_UNAVAILABLE
+        sys.stdout.write(f"{each.name}: {folder} ({time.monotonic() - started:.0f} s)\n")
+    return os.EX_OK

@@ -8,12 +8,10 @@ Standard library alone. It must never write into the checkout.
 
 from __future__ import annotations
 
-import os
 import sys
-import time
 from pathlib import Path
 
-from tests.gobuild import Build, BuildError
+from tests.gobuild import Build, build_all
 
 HERE = Path(__file__).resolve().parent
 KUSTOMIZE_CONTROLLER = "github.com/fluxcd/kustomize-controller"
@@ -46,18 +44,5 @@ ARGOCD = Build(
 )
 
 
-def main() -> int:
-    """Build what isn't there yet; 0 when it is there at the end, 69 (EX_UNAVAILABLE) when it can't be had."""
-    for build, module in ((FLUX, KUSTOMIZE_CONTROLLER), (HELM, HELM_CONTROLLER), (ARGOCD, ARGO)):
-        started = time.monotonic()
-        try:
-            folder = build.build()
-        except BuildError as error:
-            sys.stderr.write(f"no {build.name}: {error}\n")
-            return os.EX_UNAVAILABLE
-        sys.stdout.write(f"{module} {build.version(module)}: {folder} ({time.monotonic() - started:.0f} s)\n")
-    return os.EX_OK
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(build_all(FLUX, HELM, ARGOCD))

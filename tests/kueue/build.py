@@ -8,12 +8,10 @@ It must never write into the checkout, nor leave a half-built folder that looks 
 from __future__ import annotations
 
 import dataclasses
-import os
 import sys
-import time
 from pathlib import Path
 
-from tests.gobuild import Build, BuildError
+from tests.gobuild import Build, build_all
 
 MODULE = "sigs.k8s.io/kueue"
 BUILD = Build(
@@ -37,29 +35,10 @@ class Kueue:
 def found() -> Kueue | None:
     """What was built, if it was."""
     folder = BUILD.found()
-    return None if folder is None else _in(folder)
-
-
-def build() -> Kueue:
-    """Build it if need be. Raises BuildError."""
-    return _in(BUILD.build())
-
-
-def _in(folder: Path) -> Kueue:
+    if folder is None:
+        return None
     return Kueue(folder / "kueue", folder / "crds", folder / "webhooks", BUILD.version(MODULE))
 
 
-def main() -> int:
-    """Build what isn't there yet; 0 when it is there at the end, 69 (EX_UNAVAILABLE) when it can't be had."""
-    started = time.monotonic()
-    try:
-        kueue = build()
-    except BuildError as error:
-        sys.stderr.write(f"no Kueue: {error}\n")
-        return os.EX_UNAVAILABLE
-    sys.stdout.write(f"Kueue {kueue.version}: {kueue.manager.parent} ({time.monotonic() - started:.0f} s)\n")
-    return os.EX_OK
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(build_all(BUILD))

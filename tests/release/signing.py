@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -18,7 +17,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from tests.gobuild import Build, BuildError
+from tests.gobuild import Build, build_all
 
 HERE = Path(__file__).resolve().parent
 COSIGN = Build(name="cosign", pins=HERE, programs={"cosign": "github.com/sigstore/cosign/v3/cmd/cosign"})
@@ -108,16 +107,5 @@ def _plain(image: str) -> list[str]:
     return ["--allow-http-registry"] if image.startswith(HERE_ONLY) else []
 
 
-def main() -> int:
-    """Build what isn't there yet; 69 (EX_UNAVAILABLE) when it can't be had."""
-    try:
-        for wanted in (COSIGN, REGISTRY):
-            sys.stdout.write(f"{wanted.name}: {wanted.build()}\n")
-    except BuildError as error:
-        sys.stderr.write(f"no cosign: {error}\n")
-        return os.EX_UNAVAILABLE
-    return os.EX_OK
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(build_all(COSIGN, REGISTRY))

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.gobuild import Build, BuildError
+from tests.gobuild import Build, BuildError, build_all
 
 GO = """#!/bin/sh
 echo "$@" >> "{log}"
@@ -68,6 +68,15 @@ def test_a_failed_build_says_why_and_leaves_nothing_that_is_found(ground: Ground
     assert not ground.build.folder.exists()
     ground.go()
     assert ground.build.build() == ground.build.found()
+
+
+def test_a_command_says_where_all_lies_or_why_it_does_not(ground: Ground, capsys: pytest.CaptureFixture[str]) -> None:
+    ground.go("echo no such package >&2; exit 1")
+    assert build_all(ground.build) == 69
+    assert capsys.readouterr().err.startswith("no thing: go build ")
+    ground.go()
+    assert build_all(ground.build) == 0
+    assert capsys.readouterr().out.startswith(f"thing: {ground.build.found()} (")
 
 
 def test_without_go_the_remedy_is_one_line(ground: Ground, monkeypatch: pytest.MonkeyPatch) -> None:
