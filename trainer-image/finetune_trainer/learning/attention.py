@@ -52,10 +52,16 @@ def attend(
     stored = query.dtype
     if query.device.type == "cpu":  # the bf16 kernel's backward pass takes three times as long
         query, key, value = query.float(), key.float(), value.float()
-    parts = zip(*(torch.split(tensor, list(segments), 2) for tensor in (query, key, value)), strict=True)
+    # Cut and joined with the heads of a token side by side, as they lie: so nothing is copied to another order.
+    parts = zip(
+        *(torch.split(tensor.transpose(1, 2), list(segments), 1) for tensor in (query, key, value)), strict=True
+    )
     with torch.autocast(query.device.type, enabled=False):
-        attended = [_one(q, k, v, dropout=dropout, scaling=scaling, window=sliding_window) for q, k, v in parts]
-    return torch.cat(attended, 2).transpose(1, 2).contiguous().to(stored), None
+        attended = [
+            _one(*(part.transpose(1, 2) for part in one), dropout=dropout, scaling=scaling, window=sliding_window)
+            for one in parts
+        ]
+    return torch.cat([one.transpose(1, 2) for one in attended], 1).to(stored), None
 
 
 def _one(
