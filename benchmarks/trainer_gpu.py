@@ -28,7 +28,8 @@ from finetune_trainer import distributed, loop
 from finetune_trainer.data.dataset import Dataset
 from finetune_trainer.data.plan import Plan
 from finetune_trainer.data.records import Place
-from finetune_trainer.learning import adapter, attention, compiling, flops, model, optimizer, outputlayer
+from finetune_trainer.learning import adapter, attention, flops, model, optimizer, outputlayer
+from finetune_trainer.learning.kernels import Kernels
 from finetune_trainer.learning.objective import NextToken
 from tests import tiny_model
 
@@ -140,6 +141,8 @@ def _ours(shape: tiny_model.Shape, data: Dataset, place: torch.device, *, compil
     network.set_attn_implementation(attention.NAME)
     network = adapter.add(network, Lora(rank=RANK, alpha=2 * RANK, dropout=0.0), seed=SEED)
     network.train()
+    kernels = Kernels(network)
+    kernels.compile() if compiled else kernels.fuse()
     head = outputlayer.TargetsOnly(network)
     learner = model.Learner(
         network,
@@ -151,13 +154,11 @@ def _ours(shape: tiny_model.Shape, data: Dataset, place: torch.device, *, compil
         recomputes=False,
         stored_dtype=torch.bfloat16,
         head=head,
+        kernels=kernels,
     )
     training = Training(learning_rate=RATE, max_duration="1ep", batch_size=BatchSize(per_device=1), seed=SEED)
     plan, objective = Plan.of(training, data.lengths), NextToken(learner, data)
     adamw = optimizer.adamw(learner.trained.values(), training)
-    parts = compiling.Parts(network) if compiled else None
-    if parts is not None:
-        parts.put_in()
     started = 0.0
     for step in range(plan.steps):
         if step == WARM_UP:
@@ -166,8 +167,7 @@ def _ours(shape: tiny_model.Shape, data: Dataset, place: torch.device, *, compil
         adamw.step()
         adamw.zero_grad(set_to_none=True)
     took = _now(place) - started
-    if parts is not None:
-        parts.take_out()
+    kernels.restore()  # the rotation's place is one for all networks of the process
     return took
 
 

@@ -123,5 +123,5 @@ def ours(task: Task) -> Result:
     with tempfile.TemporaryDirectory(dir=task.folder) as folder:
         config = task.config.model_copy(update={"run_path": folder})
         training.run(config, task.prepared, Timed("bench", attempt=1), StopRequest(last_act=lambda: None))
-    modeling_llama.apply_rotary_pos_emb = own  # the file's own again for the others, if it was compiled
+    modeling_llama.apply_rotary_pos_emb = own  # the file's own again, for the others
     return Result.of(clock, [step.tokens for step in steps], [step.loss for step in steps])

@@ -46,8 +46,10 @@ def _gradient(objective: NextToken, plan: Plan, step: int) -> tuple[float, list[
     return found[0], gradients
 
 
-def _own(network: Any) -> list[str]:
-    return [name for name, module in network.named_modules() if "forward" in vars(module)]
+def _computing(network: Any) -> dict[str, Any]:
+    """What computes norms and rotation."""
+    norms = {name: module.forward.__func__ for name, module in network.named_modules() if name.endswith("norm")}
+    return {"rotation": modeling_llama.apply_rotary_pos_emb, **norms}
 
 
 @pytest.fixture(scope="module")
@@ -68,19 +70,18 @@ def _nothing_compiled_in_this_process(cache: Path, monkeypatch: pytest.MonkeyPat
 @needs_compiler
 def test_compiled_parts_give_the_same_gradient_for_every_length_and_are_compiled_once(tmp_path: Path) -> None:
     objective, plan, _ = _load(tmp_path)
-    before = _own(objective.learner.network)
-    parts = compiling.Parts(objective.learner.network)
+    before = _computing(objective.learner.network)
     for step in range(4):
         loss, gradient = _gradient(objective, plan, step)
-        parts.put_in()
+        objective.learner.kernels.compile()
         compiled_loss, compiled = _gradient(objective, plan, step)
-        parts.take_out()
+        objective.learner.kernels.fuse()
         assert compiled_loss == pytest.approx(loss, rel=1e-5)
         pairs = zip(compiled, gradient, strict=True)
         assert all(torch.allclose(one, other, rtol=1e-3, atol=1e-6) for one, other in pairs)
     # Rotation, activation, and norms of what needs a gradient and, behind the embeddings, of what needs none.
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 4
-    assert _own(objective.learner.network) == before
+    assert _computing(objective.learner.network) == before
 
 
 @needs_compiler
@@ -89,19 +90,19 @@ def test_it_stays_where_it_is_faster_and_pays_back_and_leaves_no_trace_where_not
 ) -> None:
     objective, plan, _ = _load(tmp_path)
     network, records = objective.learner.network, plan.batch(0)[0]
-    before, state = _own(network), torch.get_rng_state()
+    before, state = _computing(network), torch.get_rng_state()
 
     def kept(*, passes: int) -> bool:
-        return compiling.keep_if_faster(compiling.Parts(network), objective, records, passes=passes)
+        return compiling.keep_if_faster(objective, records, passes=passes)
 
     assert not kept(passes=1)
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 0
     monkeypatch.setattr(compiling, "WORTH_KEEPING", 0.0)
     assert not kept(passes=10**9)
-    assert _own(network) == before
+    assert _computing(network) == before
     monkeypatch.setattr(compiling, "WORTH_KEEPING", 1000.0)
     assert kept(passes=10**9)
-    assert len(_own(network)) > len(before)
+    assert all(now is not before[name] for name, now in _computing(network).items())
     assert torch.equal(torch.get_rng_state(), state)
     assert all(weight.grad is None for weight in objective.learner.trained.values())
 
@@ -110,42 +111,41 @@ def test_it_stays_where_it_is_faster_and_pays_back_and_leaves_no_trace_where_not
 def test_parts_that_give_something_else_are_not_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     objective, plan, _ = _load(tmp_path)
     network = objective.learner.network
-    before = _own(network)
+    before = _computing(network)
     monkeypatch.setattr(compiling, "WORTH_KEEPING", 1000.0)
     monkeypatch.setattr(network.base_model.model.model.norm, "variance_epsilon", 1e-5)
-    parts = compiling.Parts(network)
-    compiled = parts.put_in
+    kernels = objective.learner.kernels
+    compiled = kernels.compile
 
     def wrong() -> None:
         compiled()
         network.base_model.model.model.norm.variance_epsilon = 1.0
 
-    monkeypatch.setattr(parts, "put_in", wrong)
-    assert not compiling.keep_if_faster(parts, objective, plan.batch(0)[0], passes=10**9)
-    assert _own(network) == before
+    monkeypatch.setattr(kernels, "compile", wrong)
+    assert not compiling.keep_if_faster(objective, plan.batch(0)[0], passes=10**9)
+    assert _computing(network) == before
 
 
 def test_what_cannot_be_compiled_ends_a_run_only_if_it_must_be(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     objective, plan, training = _load(tmp_path, training={"compile": "Enabled"})
-    before = _own(objective.learner.network)
+    before = _computing(objective.learner.network)
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
-    parts = compiling.Parts(objective.learner.network)
     with torch._inductor.config.patch({"cpp.cxx": ("no-such-compiler",)}):
         with pytest.raises(ConfigInvalid, match=r"training.compile is Enabled.*set it to Auto or Disabled"):
             compiling.settle(objective, plan, training)
-        assert _own(objective.learner.network) == before
-        assert not compiling.keep_if_faster(parts, objective, plan.batch(0)[0], passes=10**9)
-    assert _own(objective.learner.network) == before
+        assert _computing(objective.learner.network) == before
+        assert not compiling.keep_if_faster(objective, plan.batch(0)[0], passes=10**9)
+    assert _computing(objective.learner.network) == before
 
 
 def test_auto_leaves_a_cpu_alone_and_disabled_everything(tmp_path: Path) -> None:
     objective, plan, training = _load(tmp_path)
-    before = _own(objective.learner.network)
+    before = _computing(objective.learner.network)
     assert training.compile == Switch.AUTO
     assert not compiling.settle(objective, plan, training)
     assert not compiling.settle(objective, plan, training, known=True)
     assert not compiling.settle(objective, plan, training.model_copy(update={"compile": Switch.DISABLED}))
-    assert _own(objective.learner.network) == before
+    assert _computing(objective.learner.network) == before
 
 
 @needs_compiler

@@ -70,5 +70,5 @@ def _moved(learner: Learner) -> Learner:
             setattr(module, name, torch.nn.Parameter(empty, requires_grad=weight.requires_grad))
         for name, buffer in module.named_buffers(recurse=False):
             setattr(module, name, torch.empty(buffer.shape, dtype=buffer.dtype, device=CUDA))
-    names = ("network", "precision", "packed", "full", "bits", "recomputes", "stored_dtype", "head")
+    names = ("network", "precision", "packed", "full", "bits", "recomputes", "stored_dtype", "head", "kernels")
     return Learner(device=CUDA, **{name: getattr(learner, name) for name in names})

@@ -95,7 +95,7 @@ def test_what_is_reckoned_for_a_pass_is_what_it_keeps(tmp_path: Path) -> None:
     objective, plan = _load(tmp_path, {"training": {"maxSequenceLength": 200}})
     largest = probe.largest_micro_batch(plan, objective)
     reckoned = probe._Reckoning(objective, plan, lambda: 0).activations(largest)
-    assert reckoned == pytest.approx(probe._kept(objective, largest), rel=0.1)
+    assert reckoned == pytest.approx(probe.kept_bytes(objective, largest), rel=0.1)
 
 
 def test_the_largest_pass_is_the_one_with_most_tokens_of_those_planned(tmp_path: Path) -> None:

@@ -1,20 +1,15 @@
 """torch.compile of what lies between a model's matrix products (norms, rotation, gated activation) where it pays back.
 
-Each of these reads and writes its tensors several times; compiled, once. Products and attention gain nothing, so they
-stay as they are. Lengths differ from pass to pass, so shapes are dynamic. Whether it pays is measured before the first
-step. It must never change more than the rounding, and what can't be compiled must never end a training that could do
-without.
+Each of these goes over its tensors several times, by the fused formulas too; compiled, once. Products and attention
+gain nothing, so they stay as they are. Lengths differ from pass to pass, so shapes are dynamic. Whether it pays is
+measured before the first step. It must never change more than the rounding, and what can't be compiled must never end a
+training that could do without.
 """
 
-import inspect
 import logging
 import shutil
-import sys
 import time
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from types import MethodType
-from typing import Any
 
 import torch
 
@@ -35,10 +30,6 @@ WORTH_KEEPING = 0.98
 TIMED = 3
 """Passes that are timed; the quickest counts."""
 
-_NORMS = ("RMSNorm", "LayerNorm")
-_ROTATION = "apply_rotary_pos_emb"
-_GATED = "self.down_proj(self.act_fn(self.gate_proj(x)) * self.up_proj(x))"
-
 
 def settle(
     objective: Objective, plan: Plan, training: Training, *, steps_done: int = 0, known: bool | None = None
@@ -52,11 +43,11 @@ def settle(
         level = logging.INFO if objective.learner.device.type == "cuda" else logging.DEBUG
         logger.log(level, "nothing is compiled: %s", against or "it wasn't in the attempt before")
         return False
-    parts, records = Parts(objective.learner.network), _usual(objective, plan)
+    records = _usual(objective, plan)
     if training.compile == Switch.AUTO and known is None:
         passes = (plan.steps - steps_done) * plan.accumulation // plan.devices
-        return keep_if_faster(parts, objective, records, passes=passes)
-    why = _try(parts, objective, records)
+        return keep_if_faster(objective, records, passes=passes)
+    why = _try(objective, records)
     if why and training.compile == Switch.ENABLED:
         raise ConfigInvalid(f"training.compile is Enabled, and {why}; set it to Auto or Disabled")
     return not why
@@ -75,7 +66,7 @@ def _reason_against(objective: Objective, training: Training) -> str:
     if training.compile == Switch.ENABLED:
         return ""
     if objective.learner.device.type != "cuda":
-        return "on a CPU it wins a twentieth at most, and a measurement would decide about the last bits"
+        return "on a CPU it wins nothing over the fused formulas"
     if training.deterministic:
         return "training.deterministic wants the same bits each time"
     if objective.learner.spread:
@@ -101,7 +92,7 @@ class _Pass:
         return all(abs(one - two) <= most * max(abs(one), abs(two)) for one, two in pairs)
 
 
-def keep_if_faster(parts: "Parts", objective: Objective, records: MicroBatch, *, passes: int) -> bool:
+def keep_if_faster(objective: Objective, records: MicroBatch, *, passes: int) -> bool:
     """Whether it is compiled now, since that pays back in so many passes; if not, all is as before."""
     ranks = objective.learner.ranks
     eager = _timed(objective, records)
@@ -110,7 +101,7 @@ def keep_if_faster(parts: "Parts", objective: Objective, records: MicroBatch, *,
         logger.info("nothing is compiled: the %.0f s of passes that are left are too few to pay back", left)
         return False
     began = time.monotonic()
-    why = _try(parts, objective, records)
+    why = _try(objective, records)
     if why:
         journal.event(logger, "COMPILING_TRIED", f"nothing is compiled: {why}", logging.WARNING)
         return False
@@ -122,21 +113,21 @@ def keep_if_faster(parts: "Parts", objective: Objective, records: MicroBatch, *,
     told += "" if same else f" and gives something else ({compiled} for {eager})"
     journal.event(logger, "COMPILING_TRIED", f"{told}: {'kept' if keeps else 'nothing is compiled'}")
     if not keeps:
-        parts.take_out()
+        objective.learner.kernels.fuse()
     return keeps
 
 
-def _try(parts: "Parts", objective: Objective, records: MicroBatch) -> str:
+def _try(objective: Objective, records: MicroBatch) -> str:
     """Compile, and see whether it runs. If it doesn't for any process, returns why, and all is as before."""
     why = ""
     torch._dynamo.config.suppress_errors = False
-    parts.put_in()
+    objective.learner.kernels.compile()
     try:
         _pass(objective, records)
     except Exception as error:  # noqa: BLE001 - whatever a compiler can't do with a model
         why = f"this model can't be compiled here: {str(error).strip().partition(chr(10))[0]}"
     if objective.learner.ranks.any(bool(why)):
-        parts.take_out()
+        objective.learner.kernels.fuse()
         return why or "another of its processes can't compile"
     torch._dynamo.config.suppress_errors = True  # from now on, a new shape that can't be compiled is computed without
     return ""
@@ -168,67 +159,3 @@ def _now(device: torch.device) -> float:
     if device.type == "cuda":
         torch.cuda.synchronize()
     return time.monotonic()
-
-
-class Parts:
-    """Compiled parts of a network, and their places."""
-
-    def __init__(self, network: Any) -> None:
-        self._compiled: dict[Any, Any] = {}
-        self._places = [(owner, name, vars(owner).get(name), part) for owner, name, part in self._found(network)]
-
-    def put_in(self) -> None:
-        """Compute with them from now on."""
-        for owner, name, _, part in self._places:
-            setattr(owner, name, part)
-
-    def take_out(self) -> None:
-        """Put everything back as it was."""
-        for owner, name, before, _ in self._places:
-            if before is None:
-                delattr(owner, name)
-            else:
-                setattr(owner, name, before)
-
-    def _found(self, network: Any) -> Iterator[tuple[Any, str, Any]]:
-        """Forward methods of modules, and the function that a model's file has for the rotation."""
-        for module in network.modules():
-            kind, file = type(module), sys.modules[type(module).__module__]
-            if hasattr(file, _ROTATION) and file not in self._compiled:
-                yield file, _ROTATION, self._once(file, getattr(file, _ROTATION))
-            if "forward" in vars(module):  # somebody's own
-                continue
-            if kind.__name__.endswith(_NORMS):
-                yield module, "forward", MethodType(self._once(kind, kind.forward), module)
-            elif _is_gated(kind):
-                gated = self._once((kind, type(module.act_fn)), _gated_by(module.act_fn))
-                yield module, "forward", MethodType(_forward_with(gated), module)
-
-    def _once(self, key: Any, function: Callable[..., Any]) -> Any:
-        """The same for all layers: it is compiled once."""
-        return self._compiled.setdefault(key, torch.compile(function, dynamic=True))
-
-
-def _is_gated(kind: type) -> bool:
-    """Whether a module is the usual gated one, and nothing more: its source says so."""
-    try:
-        return _GATED in inspect.getsource(kind.forward)  # type: ignore[attr-defined]
-    except (OSError, TypeError, AttributeError):
-        return False
-
-
-def _gated_by(activation: Callable[[torch.Tensor], torch.Tensor]) -> Callable[..., torch.Tensor]:
-    """What lies between the products; activations have no weights, so one is as good as another layer's."""
-
-    def gated(gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
-        return activation(gate) * up
-
-    return gated
-
-
-def _forward_with(gated: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
-    def forward(module: Any, x: torch.Tensor) -> torch.Tensor:
-        found: torch.Tensor = module.down_proj(gated(module.gate_proj(x), module.up_proj(x)))
-        return found
-
-    return forward

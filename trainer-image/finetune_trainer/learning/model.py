@@ -25,6 +25,7 @@ from finetune_trainer.data import batch
 from finetune_trainer.distributed import Device
 from finetune_trainer.errors import NotFound
 from finetune_trainer.learning import adapter, attention, loss, outputlayer, quantization, sharding, skeleton
+from finetune_trainer.learning.kernels import Kernels
 from finetune_trainer.learning.stopwatch import Stopwatch
 from finetune_trainer.ranks import Ranks
 from finetune_trainer.sources.modelfolder import ModelFolder
@@ -51,8 +52,10 @@ class Learner:
     stored_dtype: torch.dtype
     """How the source stores its weights, and so how full weights are stored in the output."""
     head: outputlayer.TargetsOnly
+    kernels: Kernels
+    """What computes between its products."""
     compiled: bool = False
-    """Whether what lies between its products is."""
+    """Whether that is compiled."""
     ranks: Ranks = field(default_factory=Ranks)
     """Those who train it together."""
     data_wait: Stopwatch = field(default_factory=Stopwatch)
@@ -165,6 +168,8 @@ def load(
         logger.warning("this model can't keep packed records apart: records are padded instead")
     if wanted is not None:
         network = _with_adapter(network, config, wanted)
+    kernels = Kernels(network)
+    kernels.fuse()
     head = outputlayer.TargetsOnly(network)
     if spread:
         sharding.spread(network, ranks, place)
@@ -182,6 +187,7 @@ def load(
         recomputes=recomputes,
         stored_dtype=_stored_dtype(folder),
         head=head,
+        kernels=kernels,
         ranks=ranks,
     )
 
@@ -243,7 +249,7 @@ def _recomputes(network: Any, wanted: Switch, precision: Precision, most_tokens:
     if wanted != Switch.AUTO or network.device.type != "cuda":
         return wanted == Switch.ENABLED
     text = network.config.get_text_config()
-    bytes_each = 50 if precision == Precision.BF16 else 90  # a token, layer and hidden unit; docs/trainer-speed.md
+    bytes_each = 40 if precision == Precision.BF16 else 75  # a token, layer and hidden unit; docs/trainer-speed.md
     return bool(most_tokens * text.num_hidden_layers * text.hidden_size * bytes_each > torch.cuda.mem_get_info()[0] / 2)
 
 

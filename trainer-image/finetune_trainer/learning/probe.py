@@ -106,7 +106,7 @@ class _Reckoning:
         by_length = sorted(range(len(plan.lengths)), key=lambda record: plan.lengths[record])
         middle = len(by_length) // 2
         one, two = ((by_length[middle],), tuple(by_length[max(0, middle - 1) : middle + 1]))
-        kept = [_kept(objective, records) for records in (one, two)]
+        kept = [kept_bytes(objective, records) for records in (one, two)]
         tokens = [self._tokens(records) for records in (one, two)]
         self._a_token = (kept[1] - kept[0]) / (tokens[1] - tokens[0]) if one != two else kept[0] / tokens[0]
         self._always = max(0.0, kept[0] - self._a_token * tokens[0])
@@ -124,7 +124,7 @@ class _Reckoning:
         return batch.cost(self._objective.data, records, packed=self._objective.learner.packed)
 
 
-def _kept(objective: Objective, records: MicroBatch) -> int:
+def kept_bytes(objective: Objective, records: MicroBatch) -> int:
     """The bytes that are kept for the backward pass of these records; weights are there anyway."""
     weights = {sharding.here(weight).untyped_storage().data_ptr() for weight in objective.learner.network.parameters()}
     kept: dict[int, int] = {}
