@@ -72,6 +72,43 @@ def test_a_model_that_changes_its_logits_computes_the_loss_of_them(tmp_path: Pat
     assert not outputlayer.TargetsOnly(network).takes_losses
 
 
+@pytest.mark.parametrize("packing", [True, False], ids=["packed", "padded"])
+@pytest.mark.parametrize("recomputes", ["Enabled", "Disabled"])
+def test_the_last_mlp_leaves_out_what_is_not_learned_and_nothing_changes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, packing: bool, recomputes: str
+) -> None:
+    training = {"training": {"packing": packing, "gradientCheckpointing": recomputes}}
+    learner, data = _load(tmp_path, FULL | training)
+    tensors = batch.build(data, range(4), packed=packing, device=learner.device)
+    rows: list[int] = []
+    mlp = learner.network.model.layers[-1].mlp.gate_proj
+    mlp.register_forward_pre_hook(lambda _, inputs: rows.append(inputs[0][..., 0].numel()))
+    found = []
+    for worth in (outputlayer.WORTH_PICKING, 0.0):
+        monkeypatch.setattr(outputlayer, "WORTH_PICKING", worth)
+        summed = learner.loss(tensors)
+        summed.backward()  # type: ignore[no-untyped-call]
+        gradients = {name: weight.grad for name, weight in learner.trained.items() if weight.grad is not None}
+        found.append((float(summed.detach()), gradients))
+        learner.network.zero_grad(set_to_none=True)
+    times = 2 if recomputes == "Enabled" else 1
+    assert rows == [len(tensors.targets)] * times + [tensors.inputs["input_ids"].numel()] * times
+    (one, picked), (whole, expected) = found
+    assert one == pytest.approx(whole, rel=1e-6)
+    assert picked.keys() == expected.keys() == learner.trained.keys()
+    for name, gradient in picked.items():
+        torch.testing.assert_close(gradient, expected[name], rtol=1e-4, atol=1e-5 * float(expected[name].abs().max()))
+
+
+def test_a_last_layer_that_looks_at_other_tokens_is_given_all(tmp_path: Path) -> None:
+    learner, _ = _load(tmp_path, NO_DROPOUT)
+    network = transformers.AutoModelForCausalLM.from_pretrained(tiny_model.build(), dtype=torch.float32)
+    own = network.model.norm.forward
+    network.model.norm.forward = lambda hidden: own(hidden.cumsum(1))
+    assert not outputlayer.TargetsOnly(network).picks_in_last_layer
+    assert learner.head.picks_in_last_layer
+
+
 def test_packed_logits_are_those_of_each_record_alone(tmp_path: Path) -> None:
     learner, data = _load(tmp_path, NO_DROPOUT)
     together = _logits(learner, data, range(5))
