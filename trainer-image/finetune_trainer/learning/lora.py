@@ -152,7 +152,7 @@ class _Adapted(torch.autograd.Function):
                 None,
                 outgoing[number].sum(0).to(bias.dtype) if trains_bias else None,
                 grad_downs[number].to(downs[number].dtype) * ctx.scales[number],
-                (outgoing[number].t() @ part).to(ups[number].dtype),
+                (part.t() @ outgoing[number]).t().to(ups[number].dtype),
             ]
         return grad_inputs, grad_seen, None, *grads
 

@@ -79,13 +79,13 @@ class _Summed(torch.autograd.Function):
             ]
             for rows in _pieces(hidden, weight):
                 inputs = hidden[rows].to(dtype)
-                logits = functional.linear(inputs, matrix, offset).float()
+                said = functional.log_softmax(functional.linear(inputs, matrix, offset), 1, dtype=torch.float32)
                 aims = targets[rows, None]
-                scale = logits.logsumexp(1, keepdim=True)
-                total += (scale - logits.gather(1, aims)).sum()
+                right = said.gather(1, aims)
+                total -= right.sum()
                 if learns:
-                    wrong = logits.sub_(scale).exp_()  # the gradient of the logits: what was said minus what is right
-                    wrong.scatter_add_(1, aims, torch.full_like(scale, -1.0))
+                    wrong = said.exp_()  # the gradient of the logits: what was said minus what is right
+                    wrong.scatter_add_(1, aims, torch.full_like(right, -1.0))
                     _add(grads, rows, wrong, inputs, matrix)
         ctx.save_for_backward(*grads)
         return total
