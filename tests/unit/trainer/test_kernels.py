@@ -21,6 +21,10 @@ SIZES: dict[str, Any] = {
     "num_key_value_heads": 2,
     "pad_token_id": 0,
 }
+ON_CUDA = pytest.param(
+    "cuda",
+    marks=[pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")],
+)
 NORM, ROTATION, GATED = "norm", "rotation", "gated"
 FAMILIES = {
     "Llama": ({}, {NORM, ROTATION, GATED}),
@@ -53,7 +57,7 @@ def _network(family: str, dtype: torch.dtype, **more: Any) -> Any:
 
 
 def _pass(network: Any) -> tuple[float, dict[str, torch.Tensor]]:
-    ids = torch.randint(0, SIZES["vocab_size"], (3, 11), generator=torch.Generator().manual_seed(1))
+    ids = torch.randint(0, SIZES["vocab_size"], (3, 11), generator=torch.Generator().manual_seed(1)).to(network.device)
     network.zero_grad()
     loss = network(input_ids=ids, labels=ids, use_cache=False).loss
     loss.backward()
@@ -87,10 +91,11 @@ def test_a_fused_model_has_the_same_loss_and_gradient_of_every_weight(
     assert all(torch.equal(again, gradients[name]) for name, again in _pass(network)[1].items())
 
 
+@pytest.mark.parametrize("device", ["cpu", ON_CUDA])
 @pytest.mark.parametrize("family", ["Llama", "Qwen3"])
-def test_in_16_bits_it_is_as_near_to_fp32_as_the_own_code(family: str) -> None:
-    exact_loss, exact = _pass(_network(family, torch.float32, **FAMILIES[family][0]))
-    network = _network(family, torch.bfloat16, **FAMILIES[family][0])
+def test_in_16_bits_it_is_as_near_to_fp32_as_the_own_code(family: str, device: str) -> None:
+    exact_loss, exact = _pass(_network(family, torch.float32, **FAMILIES[family][0]).to(device))
+    network = _network(family, torch.bfloat16, **FAMILIES[family][0]).to(device)
     off = []
     for compute in (Kernels(network).restore, Kernels(network).fuse):
         compute()

@@ -29,9 +29,10 @@ def norm(inputs: torch.Tensor, weight: torch.Tensor, epsilon: float) -> torch.Te
 
     https://arxiv.org/abs/1910.07467 (4)
     """
-    if inputs.device.type == "cuda" and inputs.dtype == weight.dtype:
-        return functional.rms_norm(inputs, weight.shape, weight, epsilon)  # one kernel there; many on CPU
-    normed: torch.Tensor = _Norm.apply(inputs, weight, epsilon)  # type: ignore[no-untyped-call]
+    with torch.autocast(inputs.device.type, enabled=False):
+        if inputs.device.type == "cuda" and inputs.dtype == weight.dtype:
+            return functional.rms_norm(inputs, weight.shape, weight, epsilon)  # one kernel there; many on CPU
+        normed: torch.Tensor = _Norm.apply(inputs, weight, epsilon)  # type: ignore[no-untyped-call]
     return normed
 
 
@@ -73,13 +74,12 @@ class _Norm(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, inputs: torch.Tensor, weight: torch.Tensor, epsilon: float) -> torch.Tensor:
-        with torch.autocast(inputs.device.type, enabled=False):
-            wide = _wide(inputs)
-            scale = torch.linalg.vector_norm(wide, dim=-1, keepdim=True)
-            scale = scale.square_().div_(inputs.shape[-1]).add_(epsilon).rsqrt_()
-            ctx.save_for_backward(inputs, weight, scale)
-            normed = (wide * scale).to(inputs.dtype)
-            return torch.mul(normed, weight, out=normed if normed.dtype == weight.dtype else None)
+        wide = _wide(inputs)
+        scale = torch.linalg.vector_norm(wide, dim=-1, keepdim=True)
+        scale = scale.square_().div_(inputs.shape[-1]).add_(epsilon).rsqrt_()
+        ctx.save_for_backward(inputs, weight, scale)
+        normed = (wide * scale).to(inputs.dtype)
+        return torch.mul(normed, weight, out=normed if normed.dtype == weight.dtype else None)
 
     @staticmethod
     @once_differentiable
