@@ -118,20 +118,9 @@ def _tokens(shape: tiny_model.Shape, *, count: int, length: int) -> Dataset:
 
 
 def _network(shape: tiny_model.Shape, place: torch.device) -> Any:
-    config = transformers.LlamaConfig(
-        vocab_size=shape.vocabulary,
-        hidden_size=shape.hidden,
-        num_hidden_layers=shape.layers,
-        num_attention_heads=shape.heads,
-        num_key_value_heads=shape.kv_heads,
-        intermediate_size=shape.intermediate,
-        max_position_embeddings=shape.positions,
-        tie_word_embeddings=shape.tied,
-        pad_token_id=2,
-    )
     torch.manual_seed(SEED)
     with place:
-        return transformers.AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)  # type: ignore[no-untyped-call]
+        return transformers.AutoModelForCausalLM.from_config(tiny_model.configuration(shape), dtype=torch.bfloat16)  # type: ignore[no-untyped-call]
 
 
 def _ours(shape: tiny_model.Shape, data: Dataset, place: torch.device, *, compiled: bool = False) -> float:

@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 CHAT_TEMPLATE = (
     "{% for message in messages %}"
@@ -121,11 +122,11 @@ def _write_tokenizer(target: Path, shape: Shape, chat_template: str | None) -> N
     (target / "tokenizer_config.json").write_text(json.dumps(config))
 
 
-def _write_weights(target: Path, shape: Shape) -> None:
-    import torch
-    from transformers import LlamaConfig, LlamaForCausalLM
+def configuration(shape: Shape) -> Any:
+    """A LlamaConfig of this shape."""
+    from transformers import LlamaConfig
 
-    config = LlamaConfig(
+    return LlamaConfig(
         vocab_size=shape.vocabulary,
         hidden_size=shape.hidden,
         num_hidden_layers=shape.layers,
@@ -140,9 +141,15 @@ def _write_weights(target: Path, shape: Shape) -> None:
         attention_bias=shape.biases,
         mlp_bias=shape.biases,
     )
+
+
+def _write_weights(target: Path, shape: Shape) -> None:
+    import torch
+    from transformers import LlamaForCausalLM
+
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        network = LlamaForCausalLM(config)
+        network = LlamaForCausalLM(configuration(shape))
         if shape.biases:  # they begin as zeros
             for name, weight in network.named_parameters():
                 if name.endswith("bias"):
