@@ -27,7 +27,8 @@ def test_in_4_bits_loss_and_gradient_are_those_over_the_dequantized_weights(tmp_
     expected, reference = _gradient(plain, data)
     assert loss == pytest.approx(expected, rel=1e-6)
     assert float(looked) == pytest.approx(loss, rel=1e-6)
-    assert torch.allclose(gradient, reference, atol=1e-6)
+    # What adds up to little is as inexact as what adds up to much: rounding is that of the greatest numbers.
+    assert torch.allclose(gradient, reference, atol=1e-6 * float(reference.abs().max()))
 
 
 def test_in_8_bits_they_are_nearly_so(tmp_path: Path) -> None:
