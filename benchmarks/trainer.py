@@ -1,8 +1,9 @@
 """The trainer's speed beside TRL's packed SFTTrainer and transformers.Trainer: same model, records, adapter, precision.
 
 `make bench-trainer`. Rounds alternate, so that a busy machine slows all of them; a figure is the median of the rounds'
-ratios. Tokens are non-padding tokens of whole optimizer steps, the first of which warms up and isn't counted. For each
-number of threads there is a process of its own. The last line is one JSON object.
+ratios. Tokens are non-padding tokens of whole optimizer steps, the first of which warms up and isn't counted. Each
+round is a process of its own, since where a process has its memory is worth some hundredths, and another one of the
+three begins, since who comes later finds memory in pieces. The last line is one JSON object.
 """
 
 import argparse
@@ -22,18 +23,22 @@ if TYPE_CHECKING:
     from benchmarks.trainer_sides import Result, Task
 
 Figures = Mapping[str, float]
+PEERS = ("trl_packed", "transformers")
 
 
 def main() -> None:
     """Print a line a round and the result."""
     options = _options()
-    if options.child:
+    if options.round is not None:
         _measure(options, options.threads[0])
         return
     from benchmarks import trainer_trl
 
     trainer_trl.folder()  # fetched before anything is timed
-    found = {f"threads_{threads}": _in_a_process(threads) for threads in options.threads}
+    found = {
+        f"threads_{threads}": _figures([_in_a_process(threads, number) for number in range(options.rounds)])
+        for threads in options.threads
+    }
     print(json.dumps(found))
 
 
@@ -45,13 +50,14 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--steps", type=int, default=16)
     parser.add_argument("--precision", choices=("FP32", "BF16"), default="FP32")
     parser.add_argument("--compile", choices=("Auto", "Enabled"), default="Auto", help="ours alone: training.compile")
-    parser.add_argument("--child", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--round", type=int, help=argparse.SUPPRESS)
     return parser.parse_args()
 
 
-def _in_a_process(threads: int) -> Figures:
-    """The measurement with so many threads: what it prints is passed on, its last line is the result."""
-    command = [sys.executable, "-m", "benchmarks.trainer", *sys.argv[1:], "--child", "--threads", str(threads)]
+def _in_a_process(threads: int, number: int) -> Figures:
+    """A round with so many threads: what it prints is passed on, its last line is the result."""
+    child_options = ["--round", str(number), "--threads", str(threads)]
+    command = [sys.executable, "-m", "benchmarks.trainer", *sys.argv[1:], *child_options]
     environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "HF_HUB_OFFLINE": "1"}
     last = ""
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as child:
@@ -74,46 +80,50 @@ def _measure(options: argparse.Namespace, threads: int) -> None:
         task = trainer_sides.Task.prepare(
             Path(name), model, steps=options.steps, precision=options.precision, compiled=options.compile
         )
-        print(
-            f"{task.prepared.summary} {options.steps} steps of {trainer_sides.RECORDS_PER_STEP} records,"
-            f" {options.precision}, {threads} {'thread' if threads == 1 else 'threads'}",
-            flush=True,
-        )
+        if options.round == 0:
+            print(
+                f"{task.prepared.summary} {options.steps} steps of {trainer_sides.RECORDS_PER_STEP} records,"
+                f" {options.precision}, {threads} {'thread' if threads == 1 else 'threads'}",
+                flush=True,
+            )
         sides = {
             "ours": trainer_sides.ours,
             "trl_packed": trainer_peers.trl_packed,
             "transformers": trainer_peers.transformers_default,
         }
-        rounds = [_round(number, sides, task) for number in range(options.rounds)]
-        theirs = trainer_peers.transformers_on_our_batches(task)
-    losses = zip(rounds[0]["ours"].losses, theirs.losses, strict=True)
-    print(json.dumps({**_figures(rounds), "loss_difference": round(max(abs(a - b) for a, b in losses), 7)}))
+        results = _round(options.round, sides, task)
+        found = _ratios(results)
+        if options.round == 0:  # losses are the same in each
+            theirs = trainer_peers.transformers_on_our_batches(task)
+            losses = zip(results["ours"].losses, theirs.losses, strict=True)
+            found["loss_difference"] = round(max(abs(a - b) for a, b in losses), 7)
+    print(json.dumps(found))
 
 
 def _round(number: int, sides: "Mapping[str, Callable[[Task], Result]]", task: "Task") -> "dict[str, Result]":
-    results = {name: measure(task) for name, measure in sides.items()}
+    names = list(sides)
+    first = number % len(names)
+    results = {name: sides[name](task) for name in names[first:] + names[:first]}
     assert {result.tokens for result in results.values()} == {task.prepared.plan.tokens}, "not the same data"
-    told = ", ".join(
-        f"{name} {result.per_second:,.0f} ({result.per_cpu_second:,.0f})" for name, result in results.items()
-    )
+    told = ", ".join(f"{name} {results[name].per_second:,.0f} ({results[name].per_cpu_second:,.0f})" for name in names)
     print(f"round {number + 1}, tokens/s (of CPU time): {told}", flush=True)
     return results
 
 
-def _figures(rounds: "Sequence[Mapping[str, Result]]") -> Figures:
-    """Medians over the rounds: ratios of tokens per second, the same of CPU time, and the tokens per second."""
-    found: dict[str, float] = {}
-    for peer in ("trl_packed", "transformers"):
-        pairs = [(each["ours"], each[peer]) for each in rounds]
-        found[f"vs_{peer}"] = _median([a.per_second / b.per_second for a, b in pairs], 2)
-        found[f"vs_{peer}_cpu"] = _median([a.per_cpu_second / b.per_cpu_second for a, b in pairs], 2)
-    for name in rounds[0]:
-        found[f"{name}_tokens_per_second"] = _median([each[name].per_second for each in rounds], 0)
-    return found
+def _ratios(results: "Mapping[str, Result]") -> dict[str, float]:
+    """Of tokens per second, the same of CPU time, and the tokens per second."""
+    ours, found = results["ours"], dict[str, float]()
+    for peer in PEERS:
+        found[f"vs_{peer}"] = ours.per_second / results[peer].per_second
+        found[f"vs_{peer}_cpu"] = ours.per_cpu_second / results[peer].per_cpu_second
+    return found | {f"{name}_tokens_per_second": result.per_second for name, result in results.items()}
 
 
-def _median(values: Sequence[float], digits: int) -> float:
-    return round(statistics.median(values), digits)
+def _figures(rounds: Sequence[Figures]) -> Figures:
+    """Medians over the rounds."""
+    found = {name: statistics.median(each[name] for each in rounds if name in each) for name in rounds[0]}
+    digits = {name: 2 if name.startswith("vs_") else 7 if name.startswith("loss") else 0 for name in found}
+    return {name: round(value, digits[name]) for name, value in found.items()}
 
 
 if __name__ == "__main__":
