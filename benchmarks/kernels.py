@@ -31,6 +31,8 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--profile", action="store_true")
     given = parser.parse_args()
+    if given.rounds < 1:
+        parser.error("--rounds must be 1 or more")
 
     import torch
 

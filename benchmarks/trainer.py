@@ -51,7 +51,10 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--precision", choices=("FP32", "BF16"), default="FP32")
     parser.add_argument("--compile", choices=("Auto", "Enabled"), default="Auto", help="ours alone: training.compile")
     parser.add_argument("--round", type=int, help=argparse.SUPPRESS)
-    return parser.parse_args()
+    options = parser.parse_args()
+    if options.rounds < 1:
+        parser.error("--rounds must be 1 or more")
+    return options
 
 
 def _in_a_process(threads: int, number: int) -> Figures:
