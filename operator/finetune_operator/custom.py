@@ -6,13 +6,11 @@ has to be pulled to copy it, no further object has to be owned, and Pod Security
 
 import functools
 import inspect
-from typing import Any
 
 from finetune_api import wrapper
 from finetune_api.spec import FineTuneRunSpec
 from finetune_api.types import GROUP
-
-Manifest = dict[str, Any]
+from finetune_operator.names import Manifest
 
 ANNOTATION = f"{GROUP}/wrapper"
 FOLDER = "/mnt/wrapper"

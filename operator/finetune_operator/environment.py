@@ -5,7 +5,8 @@ from finetune_api.spec import FineTuneRunSpec
 from finetune_api.trainer_config import CONFIG_VARIABLE, TOKEN_VARIABLE, UPLOAD_PREFIX
 from finetune_api.uris import Scheme, Uri
 from finetune_operator import configs, custom, gang, names
-from finetune_operator.mounts import CACHE_MOUNT, Manifest
+from finetune_operator.mounts import CACHE_MOUNT
+from finetune_operator.names import Manifest
 from finetune_operator.run import Run
 from finetune_operator.settings import Settings
 

@@ -4,7 +4,7 @@ import re
 
 from finetune_api.snapshot import FINAL_CODES, ExitCode
 from finetune_operator import kueue, names
-from finetune_operator.mounts import Manifest
+from finetune_operator.names import Manifest
 from finetune_operator.run import Run
 
 DISRUPTION = "DisruptionTarget"

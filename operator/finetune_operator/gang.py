@@ -6,15 +6,13 @@ command is torchrun works as it is. One pod's failure ends all: none can go on a
 """
 
 from collections.abc import Iterator
-from typing import Any
 
 from finetune_api.compute import AccessMode, Resources
 from finetune_api.snapshot import GANG_PORT
 from finetune_api.spec import FineTuneRunSpec
 from finetune_operator import names
 from finetune_operator.errors import UserError
-
-Manifest = dict[str, Any]
+from finetune_operator.names import Manifest
 
 
 def job(resources: Resources) -> Manifest:

@@ -9,7 +9,8 @@ from finetune_api.snapshot import EventType
 from finetune_api.status import RunEvent
 from finetune_api.types import API_VERSION, KIND
 from finetune_operator import custom, failurerules, gang, kueue, names, pods
-from finetune_operator.mounts import Manifest, claim_name
+from finetune_operator.mounts import claim_name
+from finetune_operator.names import Manifest
 from finetune_operator.run import Run
 from finetune_operator.settings import Settings
 

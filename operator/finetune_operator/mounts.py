@@ -1,15 +1,13 @@
 """What a training's container finds on its disk: the run's volume, a cache, and all that is read. Pure."""
 
 from collections.abc import Iterator
-from typing import Any
 
 from finetune_api.status import ResolvedModel
 from finetune_api.trainer_config import ADAPTER_MOUNT, DATA_MOUNT, EVAL_MOUNT, MODEL_MOUNT, RUN_MOUNT
 from finetune_api.uris import Scheme, Uri
 from finetune_operator import custom, names
+from finetune_operator.names import Manifest
 from finetune_operator.run import Run
-
-Manifest = dict[str, Any]
 
 CACHE_MOUNT = "/mnt/cache"
 """Room for temporary files; the root file system is read-only."""

@@ -5,9 +5,12 @@ label or annotation of the run is ever copied to a child: GitOps tools would tak
 """
 
 import hashlib
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from finetune_api.types import GROUP
+
+Manifest = dict[str, Any]
+"""An object of the API server's, or a part of one, as it is sent."""
 
 MANAGER = "finetune-operator"
 """Field manager, event source and value of the managed-by label."""

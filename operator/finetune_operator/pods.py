@@ -9,7 +9,7 @@ from finetune_api.snapshot import PORT
 from finetune_api.spec import OnHang
 from finetune_operator import custom, environment, gang, mounts, names
 from finetune_operator.environment import GRACE_SECONDS
-from finetune_operator.mounts import Manifest
+from finetune_operator.names import Manifest
 from finetune_operator.run import Run
 from finetune_operator.settings import Settings
 
