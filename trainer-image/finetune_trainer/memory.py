@@ -2,9 +2,11 @@
 torch.
 """
 
+import ctypes
 import errno
 import json
 import logging
+from collections.abc import Mapping
 from pathlib import Path
 
 import psutil
@@ -17,6 +19,9 @@ CGROUP = Path("/sys/fs/cgroup")
 NOTE = ".smaller-passes.json"
 """In the run's folder."""
 
+_TRIM_THRESHOLD, _MMAP_MAX = -1, -4
+"""Parameters of mallopt(3)."""
+
 
 def trouble(error: BaseException) -> OutOfMemory | None:
     """The error for a full device, if this is one: torch's own class isn't there before torch is imported."""
@@ -27,6 +32,28 @@ def trouble(error: BaseException) -> OutOfMemory | None:
         "the device has too little memory: lower training.batchSize.perDevice (and raise gradientAccumulationSteps) or"
         f" maxSequenceLength, or set gradientCheckpointing to Enabled ({str(error)[:200]})"
     )
+
+
+def keep_heap(environment: Mapping[str, str]) -> bool:
+    """Let main memory that a training step gives back wait in the process for the next step; returns whether it does.
+
+    As it comes, glibc returns large blocks to the system, which clears every page that the next step asks for. Who has
+    set malloc's parameters by the environment keeps them; other C libraries are left alone.
+    """
+    tuned = any(name.startswith("MALLOC_") for name in environment) or "malloc" in environment.get("GLIBC_TUNABLES", "")
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    return (
+        not tuned
+        and mallopt is not None
+        and all(mallopt(*setting) for setting in ((_TRIM_THRESHOLD, -1), (_MMAP_MAX, 0)))
+    )
+
+
+def give_back_heap() -> None:
+    """Return to the system what waits."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)
 
 
 def leave_note(folder: Path, *, fingerprint: str, per_device: int) -> None:

@@ -87,6 +87,7 @@ def _run(
         stop.preparing_again()
         reporter.trouble(MEMORY_FULL, full.says())
         gc.collect()
+        memory.give_back_heap()
         if device.kind == "cuda":
             torch.cuda.empty_cache()
         full = _train(given, after=full)
@@ -120,6 +121,8 @@ def _prepare(given: _Given, after: _Full | None) -> loop.Training:
     learner = model.load(
         prepared.model, config, given.device, most_tokens=most_tokens, checkpoint=found.folder, ranks=given.ranks
     )
+    if given.device.kind == "cpu":
+        memory.keep_heap(os.environ)
     trial = _trial(config, prepared, learner)
     plan = _plan(config, prepared, trial, found, after)
     compiled = compiling.settle(trial, plan, config.training, steps_done=found.step, known=found.facts.get("compiled"))
