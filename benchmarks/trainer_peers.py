@@ -6,7 +6,7 @@ checkpointing. What isn't named here is as the library has it.
 
 import importlib
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import peft
@@ -14,18 +14,21 @@ import torch
 import transformers
 
 from benchmarks import trainer_trl
-from benchmarks.trainer_sides import LONGEST, RATE, RECORDS_PER_STEP, SEED, Clock, Result, Task
+from benchmarks.trainer_sides import LONGEST, RATE, RECORDS_PER_STEP, SEED, Result, Task, result
+from benchmarks.trainer_turns import Turns
 
 
-def transformers_default(task: Task) -> Result:
+def transformers_default(task: Task, turns: Turns) -> Result:
     """As it comes: random batches of the same number of records, padded to the longest of each."""
     batches = _Padded()
     arguments = transformers.TrainingArguments(**_arguments(task))
     rows = task.rows(range(len(task.prepared.data.lengths)))
-    return _train(transformers.Trainer(args=arguments, train_dataset=rows, **_common(task, batches)), batches.tokens)
+    return _train(
+        transformers.Trainer(args=arguments, train_dataset=rows, **_common(task, batches)), batches.tokens, turns
+    )
 
 
-def transformers_on_our_batches(task: Task) -> Result:
+def transformers_on_our_batches(task: Task, turns: Turns) -> Result:
     """The very batches that ours has, in their order: for the losses."""
     plan, batches = task.prepared.plan, _Padded()
     order = [record for step in range(plan.steps) for micro in plan.batch(step) for record in micro]
@@ -33,10 +36,10 @@ def transformers_on_our_batches(task: Task) -> Result:
         **_arguments(task), train_sampling_strategy="sequential", logging_steps=1
     )
     trainer = transformers.Trainer(args=arguments, train_dataset=task.rows(order), **_common(task, batches))
-    return _train(trainer, batches.tokens)
+    return _train(trainer, batches.tokens, turns)
 
 
-def trl_packed(task: Task) -> Result:
+def trl_packed(task: Task, turns: Turns) -> Result:
     """Best-fit packing into rows of LONGEST tokens, one row a step: about as many tokens a step as ours."""
     trainer_trl.enable()
     datasets, trl = (importlib.import_module(name) for name in ("datasets", "trl"))
@@ -53,7 +56,7 @@ def trl_packed(task: Task) -> Result:
     trainer = trl.SFTTrainer(args=arguments, train_dataset=rows, processing_class=tokenizer, **common)
     counted = _Counted(trainer.data_collator)
     trainer.data_collator = counted
-    return _train(trainer, counted.tokens)
+    return _train(trainer, counted.tokens, turns)
 
 
 def _common(task: Task, batches: "_Padded | None") -> dict[str, Any]:
@@ -89,22 +92,21 @@ def _arguments(task: Task) -> dict[str, Any]:
     }
 
 
-def _train(trainer: Any, tokens: list[int]) -> Result:
+def _train(trainer: Any, tokens: list[int], turns: Turns) -> Result:
     """Train; `tokens` fills with what each step has. Loaders fetch ahead, so that more may have been counted."""
-    clock = Clock()
 
     class Timed(transformers.TrainerCallback):
         """Says when each step ended."""
 
         def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:  # noqa: ARG002
-            clock.tick()
+            turns.step_ended()
 
     logging.getLogger("transformers").setLevel(logging.ERROR)
     trainer.add_callback(Timed())
     trainer.remove_callback(transformers.PrinterCallback)
     trainer.train()
     losses = [float(entry["loss"]) for entry in trainer.state.log_history if "loss" in entry]
-    return Result.of(clock, tokens, losses)
+    return result(turns, tokens, losses)
 
 
 class _Padded:
@@ -134,3 +136,10 @@ class _Counted:
     def __call__(self, rows: Sequence[dict[str, Any]]) -> Any:
         self.tokens.append(sum(len(row["input_ids"]) for row in rows))
         return self._collator(rows)
+
+
+SIDES: Mapping[str, Callable[[Task, Turns], Result]] = {
+    "trl_packed": trl_packed,
+    "transformers": transformers_default,
+    "transformers_on_our_batches": transformers_on_our_batches,
+}

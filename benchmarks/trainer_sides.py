@@ -1,16 +1,17 @@
 """What the trainer's benchmark gives to each side and takes from it, and our side: a training as the image runs it.
 
-A step's time is wall time between the ends of two steps, whoever takes it: evaluation and saves aren't part of it.
+A step goes from the end of the one before to its own, whatever lies between: evaluation and saves aren't part of it.
 """
 
-import time
+import os
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
+from benchmarks.trainer_turns import Turns
 from finetune_api.trainer_config import TrainerConfig
-from finetune_trainer import preflight
+from finetune_trainer import distributed, preflight
 
 RECORDS_PER_STEP = 8
 LONGEST = 512
@@ -18,36 +19,17 @@ RATE = 0.001
 SEED = 17
 
 
-@dataclass
-class Clock:
-    """When steps ended, in wall time and in the process's CPU time."""
+class Result(TypedDict):
+    """What one side found in one round."""
 
-    wall: list[float] = field(default_factory=list)
-    cpu: list[float] = field(default_factory=list)
-
-    def tick(self) -> None:
-        """A step has ended."""
-        self.wall.append(time.perf_counter())
-        self.cpu.append(time.process_time())
-
-
-@dataclass(frozen=True)
-class Result:
-    """One side of one round; tokens per second."""
-
-    per_second: float
-    per_cpu_second: float
+    wall: float
+    """Tokens per second."""
+    cpu: float
+    """Tokens per second of CPU time."""
     tokens: int
     """In all steps."""
-    losses: tuple[float, ...] = ()
-
-    @classmethod
-    def of(cls, clock: Clock, tokens: Sequence[int], losses: Sequence[float] = ()) -> "Result":
-        """From the tokens of each step; the first one isn't counted."""
-        assert len(clock.wall) == len(tokens), f"{len(clock.wall)} steps, tokens of {len(tokens)}"
-        counted = sum(tokens[1:])
-        wall, cpu = clock.wall[-1] - clock.wall[0], clock.cpu[-1] - clock.cpu[0]
-        return cls(counted / wall, counted / cpu, sum(tokens), tuple(losses))
+    losses: list[float]
+    """Of each step; none where they weren't logged."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -99,17 +81,18 @@ def _as_row(tokens: Any, learned: Any) -> dict[str, list[int]]:
     return {"input_ids": tokens.tolist(), "labels": [token if is_learned else -100 for token, is_learned in pairs]}
 
 
-def ours(task: Task) -> Result:
+def as_the_image_starts() -> None:
+    """What the trainer does before torch is imported."""
+    distributed.tune_threads(os.environ)
+
+
+def ours(task: Task, turns: Turns) -> Result:
     """The whole training as the image runs it, reports included, into a folder of its own."""
-    import tempfile
-
-    from transformers.models.llama import modeling_llama
-
     from finetune_trainer import training
     from finetune_trainer.reporting.reporter import Reporter, Step
     from finetune_trainer.stopping import StopRequest
 
-    clock, steps = Clock(), list[Step]()
+    steps = list[Step]()
 
     class Timed(Reporter):
         """Says when each step ended."""
@@ -117,11 +100,19 @@ def ours(task: Task) -> Result:
         def step_done(self, step: Step) -> None:
             super().step_done(step)
             steps.append(step)
-            clock.tick()
+            turns.step_ended()
 
-    own = modeling_llama.apply_rotary_pos_emb
-    with tempfile.TemporaryDirectory(dir=task.folder) as folder:
-        config = task.config.model_copy(update={"run_path": folder})
-        training.run(config, task.prepared, Timed("bench", attempt=1), StopRequest(last_act=lambda: None))
-    modeling_llama.apply_rotary_pos_emb = own  # the file's own again, for the others
-    return Result.of(clock, [step.tokens for step in steps], [step.loss for step in steps])
+    training.run(task.config, task.prepared, Timed("bench", attempt=1), StopRequest(last_act=lambda: None))
+    return result(turns, [step.tokens for step in steps], [step.loss for step in steps])
+
+
+def result(turns: Turns, tokens: Sequence[int], losses: Sequence[float]) -> Result:
+    """From the tokens of each step; the first one isn't counted."""
+    assert len(turns.wall) == len(tokens), f"{len(turns.wall)} steps, tokens of {len(tokens)}"
+    counted = sum(tokens[1:])
+    return {
+        "wall": counted / sum(turns.wall),
+        "cpu": counted / sum(turns.cpu),
+        "tokens": sum(tokens),
+        "losses": list(losses),
+    }
