@@ -135,19 +135,24 @@ def kill(instant: Instant, folder: Path, whole: Whole) -> Outcome:
     )
 
 
-def _effective(attempts: list[list[list[str]]], starts: list[int]) -> tuple[list[list[str]], int]:
+def _effective(attempts: list[list[list[str]]], starts: list[int | None]) -> tuple[list[list[str]], int]:
     """The records of each step as the final weights have seen them, and how many steps were computed again."""
     seen: list[list[str]] = []
     repeated = 0
     for steps, start in zip(attempts, starts, strict=True):
+        if start is None:
+            assert not steps, "what was finished is trained again"
+            continue
         assert start <= len(seen), "steps are missing between two attempts"
         repeated += len(seen) - start
         seen = [*seen[:start], *steps]
     return seen, repeated
 
 
-def _start(attempt: trainer_process.Attempt) -> int:
-    """The step after which an attempt went on, by its own word."""
+def _start(attempt: trainer_process.Attempt) -> int | None:
+    """The step after which an attempt went on, by its own word; None where it found the output complete."""
+    if attempt.messages("ALREADY_FINISHED"):
+        return None
     said = re.search(r"Resumed from \S+ \(step (\d+) of", " ".join(attempt.messages("RESUMED")))
     return int(said[1]) if said else 0
 
