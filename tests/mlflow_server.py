@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
-from tests import cached
+from tests import cached, ports
 
 PINS = Path(__file__).resolve().parent.parent / "requirements" / "mlflow.txt"
 START_SECONDS = 180.0
@@ -32,7 +32,7 @@ class Server:
     """A server with a database and files of its own. Takes requests for 127.0.0.1, and refuses other names for it."""
 
     def __init__(self, folder: Path) -> None:
-        self.port = _free_port()
+        self.port = ports.free()
         self.uri = f"http://127.0.0.1:{self.port}"
         self._folder = folder
         self._log = folder / "server.log"
@@ -130,7 +130,7 @@ class Door:
 
     def __init__(self, server: Server) -> None:
         self.server = server
-        self.port = _free_port()
+        self.port = ports.free()
         self.uri = f"http://127.0.0.1:{self.port}"
         self.answers: Answer = "pass"
         self._listening: socket.socket | None = None
@@ -202,10 +202,3 @@ def door(server: Server) -> Iterator[Door]:
         yield found
     finally:
         found.shut()
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port

@@ -13,7 +13,6 @@ import contextlib
 import dataclasses
 import os
 import signal
-import socket
 import subprocess
 import sys
 import urllib.error
@@ -22,6 +21,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from finetune_operator.settings import PREFIX
+from tests import ports
 from tests.cluster.controlplane import ControlPlane
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -113,7 +113,7 @@ def running(
     kubeconfig: Path, *, folder: Path, namespaces: Sequence[str] = (), log: str = "operator.log", **settings: object
 ) -> Iterator[OperatorProcess]:
     """An operator for these namespaces, or for all; the only one, unless `lease_seconds` says otherwise."""
-    health, metrics = free_port(), free_port()
+    health, metrics = ports.free(), ports.free()
     chosen = {
         "bind_address": "127.0.0.1",
         "health_port": health,
@@ -155,11 +155,3 @@ def install(control_plane: ControlPlane) -> None:
 def account(control_plane: ControlPlane) -> Path:
     """A kubeconfig of the account in the example, which has to be applied before."""
     return control_plane.service_account_kubeconfig(NAMESPACE, ACCOUNT)
-
-
-def free_port() -> int:
-    """A port that nobody listened on a moment ago."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port

@@ -11,9 +11,10 @@ from pathlib import Path
 import pytest
 
 from finetune_operator.settings import PREFIX
+from tests import ports
 from tests.cluster.audit import AuditLog
 from tests.cluster.conftest import Kubectl
-from tests.cluster.operatorprocess import ACCOUNT, NAMESPACE, USER, OperatorProcess, free_port
+from tests.cluster.operatorprocess import ACCOUNT, NAMESPACE, USER, OperatorProcess
 from tests.cluster.podspec import Image
 from tests.cluster.realtrainer import VENV_FIRST
 from tests.cluster.stage import STUB_IMAGE, Stage, Writes, condition, until
@@ -136,7 +137,7 @@ def test_it_runs_in_a_pod_with_the_rights_of_the_example_and_serves_all_namespac
     """Credentials as every pod has them; the way to other pods is the proxy, since the node's pods have no others."""
     images["operator"] = Image((sys.executable, "-m", "finetune_operator"), VENV_FIRST)
     chosen = {"trainer_image": STUB_IMAGE, "pod_access": "proxy", "bind_address": "127.0.0.1"}
-    chosen |= {"health_port": str(free_port()), "metrics_port": str(free_port())}
+    chosen |= {"health_port": str(ports.free()), "metrics_port": str(ports.free())}
     env = [{"name": f"{PREFIX}{name}".upper(), "value": value} for name, value in chosen.items()]
     container = {"name": "operator", "image": "operator", "env": env}
     spec = {"serviceAccountName": ACCOUNT, "restartPolicy": "Never", "containers": [container]}

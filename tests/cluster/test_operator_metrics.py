@@ -16,9 +16,9 @@ from typing import Any
 import pytest
 
 from charts import dashboards
-from tests import tiny_model
+from tests import ports, tiny_model
 from tests.cluster import podnetwork, realtrainer
-from tests.cluster.operatorprocess import OperatorProcess, free_port
+from tests.cluster.operatorprocess import OperatorProcess
 from tests.cluster.podspec import Image
 from tests.cluster.stage import Stage, until
 from tests.prometheus import programs
@@ -47,7 +47,7 @@ def scraping(
     jobs += [{"job_name": job, "file_sd_configs": [{"files": [str(file)]}]} for job, file in (files or {}).items()]
     config = folder / "prometheus.json"
     config.write_text(json.dumps({"global": {"scrape_interval": "1s"}, "scrape_configs": jobs}))
-    address = f"127.0.0.1:{free_port()}"
+    address = f"127.0.0.1:{ports.free()}"
     command = [
         str(binary),
         f"--config.file={config}",

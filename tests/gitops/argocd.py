@@ -18,8 +18,8 @@ from typing import Any
 
 import yaml
 
+from tests import ports
 from tests.cluster.controlplane import ControlPlane
-from tests.cluster.operatorprocess import free_port
 from tests.cluster.rest import Api
 from tests.cluster.stage import Object, until
 from tests.gitops import process
@@ -156,7 +156,7 @@ def running(built: Path, control_plane: ControlPlane, *, folder: Path) -> Iterat
     """Its parts, with the rights of an administrator, as it has them; its namespace and kinds have to be there."""
     api = control_plane.api()
     _configure(api)
-    redis, repository, server = (f"127.0.0.1:{free_port()}" for _ in range(3))
+    redis, repository, server = (f"127.0.0.1:{ports.free()}" for _ in range(3))
     own = {
         "HOME": str(folder),
         "TMPDIR": str(folder),
@@ -172,15 +172,15 @@ def running(built: Path, control_plane: ControlPlane, *, folder: Path) -> Iterat
         (folder / name).mkdir()
     clients = [f"--namespace={NAMESPACE}", f"--repo-server={repository}", "--repo-server-plaintext"]
     parts = {
-        "argocd-repo-server": [*_address(repository), "--disable-tls", "--metrics-port", str(free_port())],
-        "argocd-application-controller": [*clients, "--metrics-port", str(free_port())],
+        "argocd-repo-server": [*_address(repository), "--disable-tls", "--metrics-port", str(ports.free())],
+        "argocd-application-controller": [*clients, "--metrics-port", str(ports.free())],
         "argocd-server": [
             *clients,
             *_address(server),
             "--disable-auth",
             "--insecure",
             "--metrics-port",
-            str(free_port()),
+            str(ports.free()),
         ],
     }
     with contextlib.ExitStack() as stack:

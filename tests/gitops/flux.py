@@ -22,8 +22,8 @@ from typing import Any
 
 import yaml
 
+from tests import ports
 from tests.cluster.controlplane import ControlPlane
-from tests.cluster.operatorprocess import free_port
 from tests.cluster.rest import Api
 from tests.cluster.stage import Object, condition, until
 from tests.gitops import process
@@ -161,7 +161,7 @@ def running(*programs: Path, control_plane: ControlPlane, folder: Path) -> Itera
     with contextlib.ExitStack() as stack:
         url = stack.enter_context(_served(folder / "artifacts"))
         for program in programs:
-            health = f"127.0.0.1:{free_port()}"
+            health = f"127.0.0.1:{ports.free()}"
             command = [str(program), "--metrics-addr=0", f"--health-addr={health}", "--events-addr=", *SETTINGS]
             command += GATES.get(program.name, ())
             log = folder / f"{program.name}.log"

@@ -23,8 +23,9 @@ from examples import demo_model
 from finetune_operator import manifests
 from finetune_operator.run import Run
 from finetune_operator.settings import PREFIX, Settings
+from tests import ports
 from tests.cluster import controlplane
-from tests.cluster.operatorprocess import ROOT, OperatorProcess, free_port
+from tests.cluster.operatorprocess import ROOT, OperatorProcess
 from tests.cluster.stage import until
 from tests.images import build
 from tests.images.build import Buildah
@@ -96,7 +97,7 @@ def test_the_operator_gets_ready(buildah: Buildah, tmp_path: Path) -> None:
         kubeconfig = tmp_path / "kubeconfig"
         kubeconfig.write_text(json.dumps(config))
         kubeconfig.chmod(0o644)
-        health, metrics = free_port(), free_port()
+        health, metrics = ports.free(), ports.free()
         chosen = {"HEALTH_PORT": health, "METRICS_PORT": metrics, "BIND_ADDRESS": "127.0.0.1", "LEASE_SECONDS": 0}
         env = {f"{PREFIX}{key}": str(value) for key, value in chosen.items()} | {"KUBECONFIG": "/kubeconfig"}
         mounts = [Mount("/kubeconfig", kubeconfig, read_only=True), Mount("/tmp")]

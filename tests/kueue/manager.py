@@ -20,8 +20,8 @@ from typing import Any
 
 import yaml
 
+from tests import ports
 from tests.cluster.controlplane import ControlPlane
-from tests.cluster.operatorprocess import free_port
 from tests.cluster.rest import Api, ApiError
 from tests.cluster.stage import until
 from tests.kueue.build import Kueue
@@ -75,7 +75,7 @@ class Manager:
 @contextlib.contextmanager
 def installed(kueue: Kueue, control_plane: ControlPlane, *, folder: Path) -> Iterator[Manager]:
     """Kueue, for as long as the block lasts; afterwards nothing of it is left, its kinds neither."""
-    manager = Manager(kueue, folder, control_plane.kubeconfig, free_port(), free_port())
+    manager = Manager(kueue, folder, control_plane.kubeconfig, ports.free(), ports.free())
     certificate, key = control_plane.serving_certificate
     (folder / "tls.crt").write_bytes(certificate.read_bytes())
     (folder / "tls.key").write_bytes(key.read_bytes())

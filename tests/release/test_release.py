@@ -17,8 +17,8 @@ from pathlib import Path
 import pytest
 import yaml
 
+from tests import ports
 from tests.chart import tools
-from tests.cluster.operatorprocess import free_port
 from tests.release import build, oci, signing
 from tests.release.oci import TinyImage
 
@@ -83,7 +83,7 @@ def registry(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     folder = signing.REGISTRY.found()
     if folder is None:
         pytest.skip("there is no registry: make cosign")
-    home, port = tmp_path_factory.mktemp("registry"), free_port()
+    home, port = tmp_path_factory.mktemp("registry"), ports.free()
     settings = {
         "version": "0.1",
         "log": {"level": "warn", "accesslog": {"disabled": True}},

@@ -18,6 +18,7 @@ import pytest
 
 from finetune_api import wrapper
 from finetune_api.snapshot import LAST_WORD_LIMIT, EventType, Snapshot
+from tests import ports
 
 FILE = Path(wrapper.__file__)
 CONFIG = {"run": {"uid": "7f1c", "attempt": 2}, "training": {"maxDuration": "10ba"}}
@@ -65,7 +66,7 @@ def wrap(tmp_path: Path) -> Iterator[Any]:
     started: list[subprocess.Popen[bytes]] = []
 
     def start(*command: str, config: object = CONFIG, **variables: str) -> Wrapped:
-        port = _free_port()
+        port = ports.free()
         (tmp_path / "wrapper.py").write_bytes(FILE.read_bytes())
         given = json.dumps(config | {"runPath": str(tmp_path / "run")}) if isinstance(config, dict) else str(config)
         environment = {
@@ -371,10 +372,3 @@ with open(os.environ["FINETUNE_PROGRESS_FILE"], "w") as file:
     assert run.end() == 0
     assert run.last_word().checkpoints[-1].name == "ep1-ba149"
     assert len(run.last_word().milestones) == 4
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port

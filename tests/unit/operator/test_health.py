@@ -10,7 +10,7 @@ import pytest
 
 from finetune_operator import health
 from finetune_operator.health import Health, Watches
-from tests.cluster.operatorprocess import free_port
+from tests import ports
 
 
 class Part:
@@ -95,7 +95,7 @@ async def ask(port: int, path: str) -> tuple[int, str]:
 
 
 async def test_the_two_endpoints_say_what_is_wrong() -> None:
-    told, port = Health(), free_port()
+    told, port = Health(), ports.free()
     async with health.serving(told, address="127.0.0.1", port=port):
         assert await ask(port, "/healthz") == (200, "ok\n")
         assert await ask(port, "/readyz") == (503, "starting\n")
@@ -110,7 +110,7 @@ async def test_the_two_endpoints_say_what_is_wrong() -> None:
 
 async def test_a_loop_that_is_blocked_does_not_answer() -> None:
     """A thread of its own would go on to say that all is well."""
-    told, port = Health(), free_port()
+    told, port = Health(), ports.free()
     async with health.serving(told, address="127.0.0.1", port=port):
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
         writer.write(b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n")
@@ -127,7 +127,7 @@ async def test_port_0_means_none() -> None:
 
 
 async def test_a_port_that_is_taken_is_named() -> None:
-    port = free_port()
+    port = ports.free()
     async with health.serving(Health(), address="127.0.0.1", port=port):
         with pytest.raises(
             OSError, match=f"can't listen on 127.0.0.1 port {port} for health: Address already in use"

@@ -25,9 +25,8 @@ from finetune_operator import logs
 from finetune_operator.errors import TransientError
 from finetune_operator.kinds import KINDS, Kind
 from finetune_operator.settings import PREFIX, LogFormat, Settings
-from tests import apiserver
+from tests import apiserver, ports
 from tests.apiserver import ApiServer
-from tests.cluster.operatorprocess import free_port
 
 
 def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -167,7 +166,7 @@ async def start(server: ApiServer, tmp_path: Path) -> AsyncIterator[Start]:
 
     async def start(**settings: str) -> Operator:
         config = apiserver.kubeconfig(tmp_path / "kubeconfig", server=server.url)
-        chosen = {"BIND_ADDRESS": "127.0.0.1", "METRICS_PORT": "0", "HEALTH_PORT": str(free_port())}
+        chosen = {"BIND_ADDRESS": "127.0.0.1", "METRICS_PORT": "0", "HEALTH_PORT": str(ports.free())}
         chosen |= {"LOG_FORMAT": "text", "LEASE_SECONDS": "0"} | settings
         log = tmp_path / "log"
         with log.open("wb") as file:

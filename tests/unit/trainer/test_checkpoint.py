@@ -4,7 +4,6 @@ import functools
 import hashlib
 import os
 import signal
-import socket
 import subprocess
 import time
 import urllib.request
@@ -16,7 +15,7 @@ import pytest
 
 from finetune_api.snapshot import ExitCode, Snapshot
 from finetune_trainer.saves import durable
-from tests import trainer_process
+from tests import ports, trainer_process
 from tests.trainer_builders import configuration, merged
 
 ENDLESS: dict[str, Any] = {"training": {"maxDuration": "5000ba"}}
@@ -76,7 +75,7 @@ def test_a_volume_that_breaks_is_a_trouble_until_it_is_mended(
     flag = tmp_path / "broken"
     break_it, mend_it = spoil(mounted, flag)
     config = configuration(tmp_path, ENDLESS)
-    port = _free_port()
+    port = ports.free()
     attempt = trainer_process.start(config, port=port, before=functools.partial(_fail_while, flag))
     attempt.until("CHECKPOINT_SAVED", times=2)
     break_it()
@@ -157,12 +156,6 @@ def _slow_fsync(seconds: float) -> None:
         fsync(handle)
 
     os.fsync = slow  # type: ignore[assignment]
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def _told(port: int) -> Snapshot:

@@ -4,7 +4,6 @@ import json
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -22,7 +21,7 @@ from safetensors.torch import load_file, save_file
 
 from finetune_api.snapshot import EventType, ExitCode, Snapshot
 from finetune_api.trainer_config import TrainerConfig
-from tests import tiny_model, trainer_process
+from tests import ports, tiny_model, trainer_process
 from tests.trainer_builders import configuration, merged, write_rows
 
 FULL: dict[str, Any] = {"method": {"type": "Full", "lora": None}}
@@ -57,7 +56,7 @@ def test_training_lowers_the_loss(tmp_path: Path) -> None:
 
 
 def test_progress_and_metrics_are_served_while_it_trains(tmp_path: Path) -> None:
-    port = _free_port()
+    port = ports.free()
     attempt = trainer_process.start(configuration(tmp_path, LONG), port=port)
     attempt.until("TRAIN_UPDATED", times=5)
     snapshot = Snapshot.decode(_get(port, "/progress"))
@@ -308,7 +307,7 @@ def test_a_full_disk_ends_it_only_at_the_last_save(tmp_path: Path) -> None:
 
 def test_a_failed_save_is_a_trouble_until_one_succeeds(tmp_path: Path) -> None:
     (tmp_path / "run" / "checkpoints" / "latest").mkdir(parents=True)  # where a link should be put
-    port = _free_port()
+    port = ports.free()
     attempt = trainer_process.start(configuration(tmp_path, LONG | {"checkpoint": {"interval": "2ba"}}), port=port)
     attempt.until("CHECKPOINT_FAILED", times=2)
     troubles = Snapshot.decode(_get(port, "/progress")).troubles
@@ -439,12 +438,6 @@ def _environment(folder: Path, changes: dict[str, Any] | None = None) -> dict[st
         "FINETUNE_BIND_ADDRESS": "127.0.0.1",
         "FINETUNE_TERMINATION_LOG": str(folder / "last-word"),
     }
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def _get(port: int, path: str) -> bytes:

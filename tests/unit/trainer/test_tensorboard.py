@@ -5,7 +5,6 @@ import json
 import math
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -22,7 +21,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from finetune_api.snapshot import ExitCode
 from finetune_trainer.reporting.reporter import Evaluated, Step
 from finetune_trainer.reporting.tensorboard import Events
-from tests import trainer_process
+from tests import ports, trainer_process
 from tests.trainer_builders import configuration, merged, parsed
 
 TAGS = {"loss": "train/loss", "learningRate": "train/learning_rate", "gradNorm": "train/grad_norm"}
@@ -156,9 +155,7 @@ def _lines(path: Path) -> list[dict[str, Any]]:
 @contextlib.contextmanager
 def served(folder: Path) -> Iterator[str]:
     """Address of a TensorBoard that shows a folder."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = ports.free()
     command = [sys.executable, "-m", "tensorboard.main", f"--logdir={folder}", f"--port={port}", "--host=127.0.0.1"]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     address = f"http://127.0.0.1:{port}"
