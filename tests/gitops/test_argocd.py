@@ -126,7 +126,7 @@ def test_an_edit_of_a_run_fails_the_sync_by_name_and_the_rest_is_applied(argo: A
     argo.refreshed("edits")
     runs.applied(shared, "new")
     refused = "spec.model: Forbidden: model can't change"
-    argo.until("edits", lambda status: refused in status["operationState"]["message"])
+    argo.until("edits", lambda status: refused in status["operationState"].get("message", ""))
 
 
 def test_a_file_that_is_removed_is_no_drift_and_prune_deletes_the_run_alone(argo: ArgoCD, shared: Stage) -> None:
