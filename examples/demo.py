@@ -10,7 +10,6 @@ import contextlib
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -23,6 +22,7 @@ from typing import Any
 
 from examples import demo_model, screen
 from finetune_operator.settings import DEFAULT_IMAGE as TRAINER_IMAGE
+from tests import ports
 from tests.cluster import controlplane, kube, node
 from tests.cluster.controlplane import ControlPlane
 from tests.cluster.podspec import Image
@@ -156,7 +156,7 @@ def _operator(cluster: ControlPlane) -> Iterator[Operator]:
     _kubectl(cluster, "apply", "-f", "crds/")
     while not cluster.api().ok("/apis/finetune.dev/v1alpha1/finetuneruns"):
         time.sleep(0.1)
-    port = _free_port()
+    port = ports.free()
     environment = {
         "KUBECONFIG": str(cluster.kubeconfig),
         "FINETUNE_OPERATOR_BIND_ADDRESS": "127.0.0.1",
@@ -182,12 +182,6 @@ def _operator(cluster: ControlPlane) -> Iterator[Operator]:
             process.wait(timeout=20)
         process.kill()
         process.wait()
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def _kubectl(cluster: ControlPlane, *arguments: str) -> None:

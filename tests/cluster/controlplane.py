@@ -14,9 +14,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
-import random
 import secrets
-import socket
 import subprocess
 import sys
 import tempfile
@@ -24,6 +22,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
+from tests import ports
 from tests.cluster import kube, podnetwork, rest, supervisor
 from tests.cluster.components import USERS, Layout, Ports, api_server, controller_manager, etcd, scheduler, write_inputs
 
@@ -128,13 +127,13 @@ def _supervised(folder: Path) -> Iterator[Run]:
 
 
 def _bring_up(binaries: kube.Binaries, *, layout: Layout, run: Run) -> ControlPlane:
-    ports = Ports(*_free_ports(3))
-    server = f"https://127.0.0.1:{ports.api_server}"
+    chosen = Ports(*(ports.free() for _ in range(3)))
+    server = f"https://127.0.0.1:{chosen.api_server}"
     tokens = {user: secrets.token_hex(16) for user in USERS}
     write_inputs(layout, server=server, tokens=tokens)
-    run("etcd", etcd(binaries, layout=layout, ports=ports))
+    run("etcd", etcd(binaries, layout=layout, ports=chosen))
     run("pod-proxy", [sys.executable, "-I", "-S", podnetwork.__file__, str(layout.egress_socket)])
-    run("kube-apiserver", api_server(binaries, layout=layout, ports=ports))
+    run("kube-apiserver", api_server(binaries, layout=layout, ports=chosen))
     cluster = ControlPlane(binaries=binaries, layout=layout, server=server)
     _wait(
         lambda: layout.certificate.exists() and cluster.api().ok("/readyz"), what="kube-apiserver", folder=layout.folder
@@ -147,18 +146,6 @@ def _control(cluster: ControlPlane, *, run: Run) -> None:
     run("kube-scheduler", scheduler(cluster.binaries, layout=cluster.layout))
     account = "/api/v1/namespaces/default/serviceaccounts/default"
     _wait(lambda: cluster.api().ok(account), what="kube-controller-manager", folder=cluster.folder)
-
-
-def _free_ports(count: int) -> list[int]:
-    """Ports that nobody listens on, below the range that the kernel takes the ports of outgoing connections from."""
-    ephemeral = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
-    found: list[int] = []
-    while len(found) < count:
-        port = random.randrange(10000, max(ephemeral, 11000))
-        with socket.socket() as probe:
-            if port not in found and probe.connect_ex(("127.0.0.1", port)) != 0:
-                found.append(port)
-    return found
 
 
 def _wait(ready: Callable[[], bool], *, what: str, folder: Path) -> None:

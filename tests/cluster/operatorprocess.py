@@ -133,6 +133,8 @@ def running(
     operator.start()
     try:
         yield operator
+        code = None if operator.process is None else operator.process.poll()
+        assert code is None, f"it ended by itself, with {code}:\n{operator.log.read_text()[-2000:]}"
     finally:
         if operator.process is not None:
             operator.kill()
