@@ -54,6 +54,8 @@ def _options() -> argparse.Namespace:
     options = parser.parse_args()
     if options.rounds < 1:
         parser.error("--rounds must be 1 or more")
+    if options.model and not (options.model / "config.json").is_file():
+        parser.error(f"--model must be a model's folder: there is no {options.model / 'config.json'}")
     return options
 
 
