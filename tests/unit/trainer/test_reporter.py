@@ -10,6 +10,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
+from prometheus_client import REGISTRY
 
 from finetune_api.snapshot import EventType, Snapshot
 from finetune_trainer.reporting import background, journal, metrics
@@ -67,6 +68,16 @@ def test_the_shares_of_the_last_steps_are_told_and_only_what_is_known() -> None:
     assert second is not None
     assert (second.data_wait_ratio, second.mfu_ratio) == (0.0, 0.4)
     assert b"finetune_trainer_mfu_ratio 0.4" in metrics.exposition()
+
+
+def test_a_gauge_has_no_series_before_its_first_value_which_may_be_0() -> None:
+    gauge = metrics.Known("finetune_trainer_tried", "Tried.")
+    try:
+        assert b"finetune_trainer_tried" not in metrics.exposition()
+        gauge.set(0)
+        assert b"\nfinetune_trainer_tried 0.0\n" in metrics.exposition()
+    finally:
+        REGISTRY.unregister(gauge)
 
 
 def test_a_trouble_is_told_once_from_when_it_began_until_it_is_gone() -> None:

@@ -22,6 +22,7 @@ from safetensors.torch import load_file, save_file
 from finetune_api.snapshot import EventType, ExitCode, Snapshot
 from finetune_api.trainer_config import TrainerConfig
 from tests import ports, tiny_model, trainer_process
+from tests.cluster.stage import until
 from tests.trainer_builders import configuration, merged, write_rows
 
 FULL: dict[str, Any] = {"method": {"type": "Full", "lora": None}}
@@ -57,11 +58,14 @@ def test_training_lowers_the_loss(tmp_path: Path) -> None:
 
 def test_progress_and_metrics_are_served_while_it_trains(tmp_path: Path) -> None:
     port = ports.free()
-    attempt = trainer_process.start(configuration(tmp_path, LONG), port=port)
+    attempt = trainer_process.start(configuration(tmp_path, LONG | {"checkpoint": {"interval": "2ba"}}), port=port)
+    attempt.until("CHECKPOINT_SAVED")
     attempt.until("TRAIN_UPDATED", times=5)
     snapshot = Snapshot.decode(_get(port, "/progress"))
     later = Snapshot.decode(_get(port, "/progress"))
-    metrics = {f.name: f for f in text_string_to_metric_families(_get(port, "/metrics").decode())}
+    sampled = "finetune_trainer_cpu_utilization_cores "  # two seconds after the start at the earliest
+    served = until(lambda: _get(port, "/metrics").decode(), lambda text: sampled in text, what="/metrics")
+    metrics = {family.name: family for family in text_string_to_metric_families(served)}
     assert _get(port, "/healthz") == b"ok\n"
     with pytest.raises(urllib.error.HTTPError, match="404"):
         _get(port, "/config")
@@ -77,10 +81,10 @@ def test_progress_and_metrics_are_served_while_it_trains(tmp_path: Path) -> None
         "loss", "learning_rate", "grad_norm", "step", "epoch", "progress_ratio", "tokens", "samples",
         "tokens_per_second", "step_duration_seconds", "last_step_timestamp_seconds", "checkpoint_duration_seconds",
         "last_checkpoint_timestamp_seconds", "checkpoint_size_bytes", "device_utilization_ratio",
-        "device_memory_used_bytes", "device_memory_total_bytes", "cpu_utilization_cores", "eval_loss",
-        "evaluation_duration_seconds",
+        "device_memory_used_bytes", "device_memory_total_bytes", "cpu_utilization_cores", "evaluation_duration_seconds",
     }  # fmt: skip
     assert {f"finetune_trainer_{name}" for name in names} <= metrics.keys()
+    assert "finetune_trainer_eval_loss" not in metrics, "nothing was evaluated"
     about = metrics["finetune_trainer_info"].samples[0].labels
     assert about == {
         "run": "support-bot", "namespace": "ml", "attempt": "1", "model": "pvc://models/tiny", "method": "LoRA",

@@ -1,7 +1,7 @@
 """Every Prometheus family of the trainer. A step or a loss is never a label; one process exports one run."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
-from functools import cache
 
 from prometheus_client import (
     CONTENT_TYPE_LATEST,
@@ -13,6 +13,7 @@ from prometheus_client import (
     disable_created_metrics,
     generate_latest,
 )
+from prometheus_client.metrics_core import Metric
 
 from finetune_api.trainer_config import TrainerConfig
 
@@ -21,33 +22,53 @@ disable_created_metrics()  # type: ignore[no-untyped-call] # a second series for
 
 _SECONDS = (0.05, 0.1, 0.25, 0.5, 1, 2, 5, 10, 20, 40, 80, 160, 320)
 
+
+class Known(Gauge):
+    """A gauge that has a series from its first value on: a 0 before would be a loss, a time, a step that never was."""
+
+    def __init__(self, name: str, meaning: str) -> None:
+        self._is_known = False
+        super().__init__(name, meaning)
+
+    def set(self, value: float) -> None:
+        """Set it."""
+        super().set(value)
+        self._is_known = True
+
+    def collect(self) -> Iterable[Metric]:
+        """Its series, or nothing."""
+        return super().collect() if self._is_known else ()
+
+
 info = Info("finetune_trainer", "Which run this process trains.")
-loss = Gauge("finetune_trainer_loss", "Loss of the last step, mean over its target tokens, in nats.")
-eval_loss = Gauge("finetune_trainer_eval_loss", "Loss of the last evaluation, mean over its target tokens or pairs.")
-learning_rate = Gauge("finetune_trainer_learning_rate", "Learning rate of the last step.")
-grad_norm = Gauge("finetune_trainer_grad_norm", "L2 norm of the last step's gradient, before clipping.")
-step = Gauge("finetune_trainer_step", "Optimizer steps done, over all attempts.")
-epoch = Gauge("finetune_trainer_epoch", "Epoch now, counted from 1.")
-progress_ratio = Gauge("finetune_trainer_progress_ratio", "Share of the training that is done.")
+loss = Known("finetune_trainer_loss", "Loss of the last step, mean over its target tokens, in nats.")
+eval_loss = Known("finetune_trainer_eval_loss", "Loss of the last evaluation, mean over its target tokens or pairs.")
+learning_rate = Known("finetune_trainer_learning_rate", "Learning rate of the last step.")
+grad_norm = Known("finetune_trainer_grad_norm", "L2 norm of the last step's gradient, before clipping.")
+step = Known("finetune_trainer_step", "Optimizer steps done, over all attempts.")
+epoch = Known("finetune_trainer_epoch", "Epoch now, counted from 1.")
+progress_ratio = Known("finetune_trainer_progress_ratio", "Share of the training that is done.")
 tokens_total = Counter("finetune_trainer_tokens", "Non-padding tokens trained on by this process.")
 samples_total = Counter("finetune_trainer_samples", "Records trained on by this process.")
-tokens_per_second = Gauge(
-    "finetune_trainer_tokens_per_second", "Non-padding tokens a second and device, over the last 20 steps."
-)
-data_wait_ratio = Gauge(
+tokens_per_second = Known("finetune_trainer_tokens_per_second", "Non-padding tokens a second, over the last 20 steps.")
+data_wait_ratio = Known(
     "finetune_trainer_data_wait_ratio", "Share of step time spent waiting for data, over the last 20 steps."
+)
+mfu_ratio = Known(
+    "finetune_trainer_mfu_ratio",
+    "Model FLOPs utilization: share of the devices' peak that the model's arithmetic was, over the last 20 steps.",
 )
 step_duration = Histogram("finetune_trainer_step_duration_seconds", "Time of an optimizer step.", buckets=_SECONDS)
 evaluation_duration = Histogram("finetune_trainer_evaluation_duration_seconds", "Time to evaluate.", buckets=_SECONDS)
-last_step_timestamp = Gauge("finetune_trainer_last_step_timestamp_seconds", "When the last step ended.")
+last_step_timestamp = Known("finetune_trainer_last_step_timestamp_seconds", "When the last step ended.")
 checkpoint_duration = Histogram(
     "finetune_trainer_checkpoint_duration_seconds", "Time to save a checkpoint, fsync included.", buckets=_SECONDS
 )
 checkpoint_failures = Counter("finetune_trainer_checkpoint_failures", "Checkpoints that could not be saved.")
-last_checkpoint_timestamp = Gauge(
+last_checkpoint_timestamp = Known(
     "finetune_trainer_last_checkpoint_timestamp_seconds", "When the last checkpoint was complete."
 )
-checkpoint_size = Gauge("finetune_trainer_checkpoint_size_bytes", "Size of the last checkpoint.")
+checkpoint_size = Known("finetune_trainer_checkpoint_size_bytes", "Size of the last checkpoint.")
 tracking_failures = Counter("finetune_trainer_tracking_failures", "Times that MLflow didn't take what it was sent.")
 tracking_pending = Gauge("finetune_trainer_tracking_pending_steps", "Steps that MLflow hasn't got yet.")
 device_utilization = Gauge(
@@ -55,7 +76,7 @@ device_utilization = Gauge(
     "Share of time in which the device was busy, over the last minute.",
     ["device"],
 )
-cpu_utilization = Gauge(
+cpu_utilization = Known(
     "finetune_trainer_cpu_utilization_cores", "CPU cores kept busy by trainer and children, over the last minute."
 )
 device_memory_used = Gauge(
@@ -105,20 +126,11 @@ def describe(config: TrainerConfig, *, device: str) -> None:
 
 
 def record_shares(*, data_wait: float | None, mfu: float | None) -> None:
-    """Set the shares of the last steps; the second has a series only once it is known."""
+    """Set the shares of the last steps that are known."""
     if data_wait is not None:
         data_wait_ratio.set(data_wait)
     if mfu is not None:
-        _mfu_ratio().set(mfu)
-
-
-@cache
-def _mfu_ratio() -> Gauge:
-    """Not there before it is known: 0 would be a lie."""
-    return Gauge(
-        "finetune_trainer_mfu_ratio",
-        "Model FLOPs utilization: share of the devices' peak that the model's arithmetic was, over the last 20 steps.",
-    )
+        mfu_ratio.set(mfu)
 
 
 def record_device(sample: DeviceSample) -> None:
