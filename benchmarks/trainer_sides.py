@@ -89,7 +89,8 @@ def as_the_image_starts() -> None:
 def ours(task: Task, turns: Turns) -> Result:
     """The whole training as the image runs it, reports included, into a folder of its own."""
     from finetune_trainer import training
-    from finetune_trainer.reporting.reporter import Reporter, Step
+    from finetune_trainer.reporting.progress import Step
+    from finetune_trainer.reporting.reporter import Reporter
     from finetune_trainer.stopping import StopRequest
 
     steps = list[Step]()

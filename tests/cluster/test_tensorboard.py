@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from finetune_trainer.reporting.reporter import Step
+from finetune_trainer.reporting.progress import Step
 from finetune_trainer.reporting.tensorboard import Events
 from tests import trainer_builders
 from tests.cluster.conftest import Kubectl

@@ -20,7 +20,7 @@ from pathlib import Path
 
 from finetune_api.snapshot import PEER_LOST, REASONS, ExitCode, LastError, Snapshot
 from finetune_trainer.distributed import LISTEN_VARIABLE, Nodes, Place
-from finetune_trainer.reporting import reporter
+from finetune_trainer.reporting import lastword
 
 PATIENCE_SECONDS = 30.0
 """How long the others may take to end once one has failed: they notice by themselves, unless a device holds them."""
@@ -100,7 +100,7 @@ def _start(nodes: Nodes, arguments: Sequence[str], workers: list[_Worker], words
         variables = environment_of(place, os.environ, port=port, listen=listen)
         process = subprocess.Popen(  # noqa: S603 - this program itself
             [sys.executable, "-m", "finetune_trainer", *arguments],
-            env={**variables, reporter.LAST_WORD_VARIABLE: str(word)},
+            env={**variables, lastword.VARIABLE: str(word)},
             pass_fds=[listen] if listen is not None and place.rank == 0 else [],
             preexec_fn=_end_with_parent,  # noqa: PLW1509 - there is no other thread yet
         )
@@ -168,4 +168,4 @@ def _unsaid(place: Place, code: int) -> LastError:
 
 def _leave(word: Snapshot | None) -> None:
     if word is not None:
-        reporter.leave_last_word(word)
+        lastword.leave(word)

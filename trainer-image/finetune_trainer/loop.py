@@ -23,7 +23,8 @@ from finetune_trainer.learning.evaluation import Evaluator, Watch
 from finetune_trainer.learning.model import Learner
 from finetune_trainer.learning.objective import Objective
 from finetune_trainer.reporting.history import History
-from finetune_trainer.reporting.reporter import Extent, Reporter, Step
+from finetune_trainer.reporting.progress import Extent, Step
+from finetune_trainer.reporting.reporter import Reporter
 from finetune_trainer.saves import checkpoint, content, output, saving, staging, upload
 from finetune_trainer.sources.modelfolder import ModelFolder
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from finetune_trainer.reporting.history import History
-from finetune_trainer.reporting.reporter import Step
+from finetune_trainer.reporting.progress import Step
 from tests.trainer_builders import parsed
 
 

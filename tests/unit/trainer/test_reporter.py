@@ -14,7 +14,8 @@ from prometheus_client import REGISTRY
 
 from finetune_api.snapshot import EventType, Snapshot
 from finetune_trainer.reporting import background, journal, metrics
-from finetune_trainer.reporting.reporter import Evaluated, Extent, Reporter, Step
+from finetune_trainer.reporting.progress import Evaluated, Extent, Step
+from finetune_trainer.reporting.reporter import Reporter
 
 NOW = datetime(2026, 11, 22, tzinfo=UTC)
 TEN = Extent(epochs=1, steps=10, tokens=1000, in_tokens=False)

@@ -19,7 +19,7 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from finetune_api.snapshot import ExitCode
-from finetune_trainer.reporting.reporter import Evaluated, Step
+from finetune_trainer.reporting.progress import Evaluated, Step
 from finetune_trainer.reporting.tensorboard import Events
 from tests import ports, trainer_process
 from tests.trainer_builders import configuration, merged, parsed

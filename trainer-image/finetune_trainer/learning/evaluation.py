@@ -15,7 +15,8 @@ from finetune_api.method import EarlyStopping, Training
 from finetune_trainer.data.plan import Plan
 from finetune_trainer.learning.objective import Objective
 from finetune_trainer.reporting.history import History
-from finetune_trainer.reporting.reporter import Evaluated, Reporter
+from finetune_trainer.reporting.progress import Evaluated
+from finetune_trainer.reporting.reporter import Reporter
 
 
 class Watch(ApiModel):

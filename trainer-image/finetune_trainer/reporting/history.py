@@ -20,7 +20,7 @@ from finetune_api.snapshot import Snapshot
 from finetune_api.trainer_config import TrainerConfig
 from finetune_trainer.errors import ConfigInvalid
 from finetune_trainer.reporting.appending import Appending
-from finetune_trainer.reporting.reporter import Evaluated, Step
+from finetune_trainer.reporting.progress import Evaluated, Step
 from finetune_trainer.reporting.tensorboard import Events
 
 logger = logging.getLogger(__name__)

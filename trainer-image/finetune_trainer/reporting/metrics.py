@@ -15,7 +15,9 @@ from prometheus_client import (
 )
 from prometheus_client.metrics_core import Metric
 
+from finetune_api.snapshot import TrainProgress
 from finetune_api.trainer_config import TrainerConfig
+from finetune_trainer.reporting.progress import Step
 
 CONTENT_TYPE = CONTENT_TYPE_LATEST
 disable_created_metrics()  # type: ignore[no-untyped-call] # a second series for each counter, which nothing reads
@@ -125,12 +127,23 @@ def describe(config: TrainerConfig, *, device: str) -> None:
     )
 
 
-def record_shares(*, data_wait: float | None, mfu: float | None) -> None:
-    """Set the shares of the last steps that are known."""
-    if data_wait is not None:
-        data_wait_ratio.set(data_wait)
-    if mfu is not None:
-        mfu_ratio.set(mfu)
+def record_step(done: Step, progress: TrainProgress, *, rate: float) -> None:
+    """Set what a step changes; `rate` is in tokens per second."""
+    loss.set(done.loss)
+    learning_rate.set(done.learning_rate)
+    grad_norm.set(done.grad_norm)
+    step.set(done.number)
+    epoch.set(done.epoch)
+    progress_ratio.set(done.number / max(progress.total_batches, 1))
+    if progress.data_wait_ratio is not None:
+        data_wait_ratio.set(progress.data_wait_ratio)
+    if progress.mfu_ratio is not None:
+        mfu_ratio.set(progress.mfu_ratio)
+    tokens_total.inc(done.tokens)
+    samples_total.inc(done.records)
+    tokens_per_second.set(rate)
+    step_duration.observe(done.seconds)
+    last_step_timestamp.set_to_current_time()
 
 
 def record_device(sample: DeviceSample) -> None:

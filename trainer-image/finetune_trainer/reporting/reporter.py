@@ -5,14 +5,10 @@ Holds the state behind /progress, writes one log line per event and sets the met
 
 import logging
 import math
-import os
 import re
 import threading
-from collections import deque
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from datetime import UTC, datetime
-from pathlib import Path
 
 from finetune_api.fields import cut
 from finetune_api.snapshot import (
@@ -27,58 +23,13 @@ from finetune_api.snapshot import (
     TrainProgress,
     Trouble,
 )
-from finetune_trainer.reporting import journal, metrics
+from finetune_trainer.reporting import journal, lastword, metrics
+from finetune_trainer.reporting.progress import Evaluated, Extent, Pace, Step
 
 logger = logging.getLogger(__name__)
 
 CHECKPOINT_FAILED, EVALUATION_FAILED, MEMORY_FULL = "CheckpointFailed", "EvaluationNotFinite", "MemoryFull"
 """Troubles: something is wrong, and the training goes on."""
-
-LAST_WORD_VARIABLE = "FINETUNE_TERMINATION_LOG"
-KUBELETS_FILE = Path("/dev/termination-log")
-RATE_STEPS = 20
-
-
-@dataclass(frozen=True, kw_only=True)
-class Step:
-    """What one optimizer step did, as told to users."""
-
-    number: int
-    epoch: int
-    loss: float
-    grad_norm: float
-    learning_rate: float
-    tokens: int
-    records: int
-    seconds: float
-    data_seconds: float = 0.0
-    """Of these, in which it waited for its data."""
-    mfu: float | None = None
-    """Share of the devices' peak that the model's arithmetic made up; none where the peak isn't known."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Evaluated:
-    """What an evaluation found."""
-
-    step: int
-    epoch: int
-    loss: float
-    """Not always a number."""
-    records: int
-    seconds: float
-
-
-@dataclass(frozen=True, kw_only=True)
-class Extent:
-    """How long the whole training is."""
-
-    epochs: int
-    steps: int
-    tokens: int
-    in_tokens: bool
-    devices: int = 1
-    """That train together."""
 
 
 class Reporter:
@@ -90,11 +41,9 @@ class Reporter:
         self._clock = clock
         self._lock = threading.RLock()  # a signal handler may speak while the main thread does
         self._sequence = 0
-        self._recent: deque[Step] = deque(maxlen=RATE_STEPS)
-        self._tokens = 0
         self._device: metrics.DeviceSample | None = None
         self._chosen: Mapping[str, str] = {}
-        self._extent = Extent(epochs=0, steps=0, tokens=0, in_tokens=False)
+        self._pace = Pace(Extent(epochs=0, steps=0, tokens=0, in_tokens=False), tokens_done=0)
         self._now = Snapshot(run_uid=run_uid, attempt=attempt, sequence=0, time=clock())
 
     def snapshot(self) -> Snapshot:
@@ -127,7 +76,7 @@ class Reporter:
     def training_begins(self, extent: Extent, *, tokens_done: int) -> None:
         """How far the training goes, and how many tokens earlier attempts have done."""
         with self._lock:
-            self._extent, self._tokens = extent, tokens_done
+            self._pace = Pace(extent, tokens_done=tokens_done)
 
     def resumed_at(self, progress: TrainProgress) -> None:
         """How far earlier attempts came; their rate isn't this attempt's."""
@@ -137,16 +86,14 @@ class Reporter:
     def step_done(self, step: Step) -> None:
         """An optimizer step was taken."""
         with self._lock:
-            self._recent.append(step)
-            self._tokens += step.tokens
-            rate = sum(s.tokens for s in self._recent) / max(sum(s.seconds for s in self._recent), 1e-9)
-            progress = self._progress(step, rate)
+            progress = self._pace.after(step, before=self._now.progress, now=self._clock())
+            progress = progress.model_copy(update=self._device_fields())
             self._update(progress=progress)
-        _record(step, progress, rate=rate)
+        metrics.record_step(step, progress, rate=self._pace.rate)
         journal.event(
             logger,
             EventType.TRAIN_UPDATED.value,
-            f"step {step.number}/{self._extent.steps}: loss {step.loss:.4f}",
+            f"step {step.number}/{progress.total_batches}: loss {step.loss:.4f}",
             **progress.model_dump(mode="json", by_alias=True, exclude_none=True),
         )
 
@@ -255,40 +202,11 @@ class Reporter:
 
     def write_last_word(self) -> None:
         """Leave the snapshot where the kubelet reads it."""
-        leave_last_word(self.snapshot())
+        lastword.leave(self.snapshot())
 
     def _update(self, **changes: object) -> None:
         with self._lock:
             self._now = self._now.model_copy(update=changes)
-
-    def _progress(self, step: Step, rate: float) -> TrainProgress:
-        left, before = max(self._extent.tokens - self._tokens, 0), self._now.progress
-        return TrainProgress(
-            epoch=step.epoch,
-            total_epochs=self._extent.epochs,
-            batch=step.number,
-            total_batches=self._extent.steps,
-            tokens=self._tokens,
-            total_tokens=self._extent.tokens,
-            in_tokens=self._extent.in_tokens,
-            eta_seconds=round(left / rate) if rate > 0 else None,
-            loss=step.loss,
-            learning_rate=step.learning_rate,
-            grad_norm=step.grad_norm,
-            tokens_per_second_per_device=round(rate / self._extent.devices, 1),
-            last_step_time=self._clock(),
-            step_seconds=round(((before and before.step_seconds) or 0.0) + step.seconds, 3),
-            eval_loss=None if before is None else before.eval_loss,
-            data_wait_ratio=self._recently(lambda s: s.data_seconds),
-            mfu_ratio=self._recently(lambda s: None if s.mfu is None else s.mfu * s.seconds),
-        ).model_copy(update=self._device_fields())
-
-    def _recently(self, seconds: Callable[[Step], float | None]) -> float | None:
-        """Which share of the last steps' time these seconds are."""
-        found = [seconds(step) for step in self._recent]
-        known = [each for each in found if each is not None]
-        whole = max(sum(step.seconds for step in self._recent), 1e-9)
-        return round(min(1.0, sum(known) / whole), 4) if len(known) == len(found) else None
 
     def _device_fields(self) -> dict[str, float | int | None]:
         sample = self._device
@@ -299,30 +217,3 @@ class Reporter:
             "cpu_utilization": sample.cpu_cores,
             "device_memory_bytes": sample.memory_used,
         }
-
-
-def leave_last_word(word: Snapshot) -> None:
-    """Write the termination message."""
-    named = os.environ.get(LAST_WORD_VARIABLE)
-    target = Path(named) if named else KUBELETS_FILE
-    if not named and not target.exists():  # not in a pod
-        return
-    try:
-        target.write_text(word.last_word(), encoding="utf-8")
-    except OSError as error:
-        logger.warning("the last word can't be written to %s: %s", target, error)
-
-
-def _record(step: Step, progress: TrainProgress, *, rate: float) -> None:
-    metrics.loss.set(step.loss)
-    metrics.learning_rate.set(step.learning_rate)
-    metrics.grad_norm.set(step.grad_norm)
-    metrics.step.set(step.number)
-    metrics.epoch.set(step.epoch)
-    metrics.progress_ratio.set(step.number / max(progress.total_batches, 1))
-    metrics.record_shares(data_wait=progress.data_wait_ratio, mfu=progress.mfu_ratio)
-    metrics.tokens_total.inc(step.tokens)
-    metrics.samples_total.inc(step.records)
-    metrics.tokens_per_second.set(rate)
-    metrics.step_duration.observe(step.seconds)
-    metrics.last_step_timestamp.set_to_current_time()

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 from finetune_api.trainer_config import TrainerConfig
 from finetune_trainer.reporting.appending import Appending
 from finetune_trainer.reporting.background import Background
-from finetune_trainer.reporting.reporter import Evaluated, Step
+from finetune_trainer.reporting.progress import Evaluated, Step
 
 logger = logging.getLogger(__name__)
 
