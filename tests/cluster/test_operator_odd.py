@@ -161,7 +161,8 @@ def outcome(run: Mapping[str, Any]) -> str:
         return "left alone"
     accepted, active = condition(status, "Accepted"), condition(status, "Reconciling")
     if accepted.get("status") == "False":
-        return "refused" if "spec." in accepted["message"] else "undecided"
+        said = accepted.get("message", "")  # none in what was tampered with and isn't mended yet
+        return "refused" if "spec." in said else "undecided"
     if condition(status, "Finished").get("status") == "True":
         return "finished"
     return "in a condition" if active.get("reason") else "undecided"
