@@ -8,9 +8,11 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 from safetensors.torch import load_file
 
 from finetune_api.snapshot import EventType, ExitCode
+from finetune_trainer.learning import sharding
 from tests import gangs, tiny_model, trainer_process
 from tests.trainer_builders import configuration, merged
 from tests.trainer_process import Attempt
@@ -166,6 +168,20 @@ def test_a_full_memory_of_one_makes_the_forward_passes_of_all_smaller(tmp_path: 
     assert [each.process.exitcode for each in gang] == [ExitCode.DONE] * 2, gang[1].log.read_text()
     assert "8 x 1 records a step on 2 devices" in "".join(gang[0].messages("MODEL_INITIALIZED"))
     assert_equal_within_rounding(tmp_path / "whole", tmp_path / "small")
+
+
+def test_spread_weights_are_reckoned_once_however_many_processes_there_are(tmp_path: Path) -> None:
+    """What the same pass keeps is the same; gradients and optimizer are divided, and parts of others come and go."""
+    changes = merged(FULL, {"training": {"batchSize": {"perDevice": "Auto", "global": None}, "maxDuration": "2ep"}})
+    one = trainer_process.run(config_in(tmp_path / "one", changes))
+    gang = gangs.run(config_in(tmp_path / "two", changes), 2)
+    assert [each.process.exitcode for each in (one, *gang)] == [ExitCode.DONE] * 3, gang[0].log.read_text()
+    alone, shared = (next(e for e in each.events() if e["event"] == "MEMORY_PROBED") for each in (one, gang[0]))
+    assert alone["message"].split(": ")[0] == shared["message"].split(": ")[0]
+    network = transformers.AutoModelForCausalLM.from_pretrained(tiny_model.build(), dtype=torch.float32)
+    weights = sum(weight.nbytes for weight in network.parameters())
+    parts = weights + 2 * weights  # of gradients, and of AdamW's two moments
+    assert shared["needed"] == alone["needed"] - parts / 2 + sharding.visiting_bytes(network)
 
 
 def test_where_weights_are_spread_the_attempt_after_a_full_memory_makes_smaller_passes(tmp_path: Path) -> None:

@@ -1,6 +1,8 @@
 """How many records go into a forward pass: the gradient doesn't depend on it, and memory decides when it may."""
 
 import shutil
+from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,11 +14,12 @@ from finetune_api.snapshot import EventType, ExitCode
 from finetune_trainer import loop, memory, preflight
 from finetune_trainer.data import batch
 from finetune_trainer.data.plan import Plan
-from finetune_trainer.distributed import Device
+from finetune_trainer.distributed import Device, Place
 from finetune_trainer.errors import OutOfMemory
 from finetune_trainer.learning import model, probe
 from finetune_trainer.learning.objective import NextToken, Objective
 from finetune_trainer.learning.preference import Pairs, WithoutAdapter
+from finetune_trainer.ranks import Ranks
 from tests import trainer_process
 from tests.trainer_builders import configuration, merged, parsed, write_preferences
 
@@ -96,6 +99,33 @@ def test_what_is_reckoned_for_a_pass_is_what_it_keeps(tmp_path: Path) -> None:
     largest = probe.largest_micro_batch(plan, objective)
     reckoned = probe._Reckoning(objective, plan, lambda: 0).activations(largest)
     assert reckoned == pytest.approx(probe.kept_bytes(objective, largest), rel=0.1)
+
+
+@pytest.mark.parametrize(("full", "tried"), [(False, True), (True, False)], ids=["an adapter", "spread weights"])
+def test_on_cuda_it_is_tried_unless_others_would_be_left_in_the_middle(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, full: bool, tried: bool
+) -> None:
+    """No device here: what a trial and the device say is made up."""
+    objective, plan = _load(tmp_path, AUTO)
+    learner = replace(objective.learner, device=torch.device("cuda"), ranks=OneOfTwo(), full=full)
+    tries: list[int] = []
+
+    def needed(_: object, records: Sequence[int]) -> int:
+        tries.append(len(records))
+        return 0
+
+    monkeypatch.setattr(probe._Trial, "needed", needed)
+    monkeypatch.setattr(probe, "kept_bytes", lambda _, records: 100 * len(records))
+    monkeypatch.setattr(probe, "_free_on_cuda", lambda _: 2**33)
+    fitted = probe.fit(NextToken(learner, objective.data), plan, free=lambda: 0)
+    assert bool(tries) == tried
+    assert fitted.per_device == 8
+
+
+class OneOfTwo(Ranks):
+    """The other one always agrees."""
+
+    place = Place(0, 2, 0, 2)
 
 
 def test_the_largest_pass_is_the_one_with_most_tokens_of_those_planned(tmp_path: Path) -> None:

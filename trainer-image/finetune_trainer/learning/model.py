@@ -173,7 +173,7 @@ def load(
     head = outputlayer.TargetsOnly(network)
     if spread:
         sharding.spread(network, ranks, place)
-    recomputes = _recomputes(network, training.gradient_checkpointing, precision, most_tokens)
+    recomputes = ranks.any(_recomputes(network, training.gradient_checkpointing, precision, most_tokens))
     if recomputes:
         network.activation_checkpointing_enable({"use_reentrant": False})
     network.train()

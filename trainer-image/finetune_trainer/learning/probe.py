@@ -1,14 +1,17 @@
 """How many records a forward pass may hold: found at the start for `perDevice: Auto`, less after memory ran out.
 
 A step keeps its records, so without dropout the split changes the result by rounding alone. On CUDA the largest planned
-forward and backward pass is tried. On CPU the kernel would kill a process that tries too much, so it is reckoned: what
-two small passes keep for their backward passes is counted tensor by tensor, and grows with the tokens in a line.
+forward and backward pass is tried. Where a try that fails would do harm it is reckoned: what two small passes keep for
+their backward passes is counted tensor by tensor, and grows with the tokens in a line. On CPU the kernel would kill the
+process; with weights spread over several devices the others would be left in the middle of a pass, and the messages of
+the next one mixed up with those of this.
 """
 
 import gc
 import logging
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 
 import torch
 
@@ -44,7 +47,9 @@ def fit(objective: Objective, plan: Plan, *, free: Callable[[], int] = memory.fr
     `free` tells of main memory; a CUDA device is asked itself.
     """
     on_cuda = objective.learner.device.type == "cuda"
-    fits = _Trial(objective) if on_cuda else _Reckoning(objective, plan, free)
+    free = partial(_free_on_cuda, objective) if on_cuda else free
+    tries = on_cuda and not objective.learner.spread
+    fits = _Trial(objective, free) if tries else _Reckoning(objective, plan, free)
     size = plan.per_device * plan.accumulation if on_cuda else plan.per_device
     sharing = 1 if on_cuda else objective.learner.ranks.place.local_size
     while True:
@@ -73,17 +78,19 @@ def largest_micro_batch(plan: Plan, objective: Objective) -> MicroBatch:
     return max(micro_batches, key=lambda records: batch.cost(data, records, packed=packed))
 
 
+def _free_on_cuda(objective: Objective) -> int:
+    """What the device leaves, and what is kept in reserve."""
+    let_go(objective)
+    reserved = torch.cuda.memory_reserved() - torch.cuda.memory_allocated()
+    return int(torch.cuda.mem_get_info()[0] + reserved)
+
+
 class _Trial:
     """Tries on the device."""
 
-    def __init__(self, objective: Objective) -> None:
+    def __init__(self, objective: Objective, free: Callable[[], int]) -> None:
         self._objective = objective
-
-    def free(self) -> int:
-        """What the device leaves, and what is kept in reserve."""
-        let_go(self._objective)
-        reserved = torch.cuda.memory_reserved() - torch.cuda.memory_allocated()
-        return int(torch.cuda.mem_get_info()[0] + reserved)
+        self.free = free
 
     def needed(self, records: MicroBatch) -> int | None:
         """What the pass took, and the optimizer will take beside it; None if it was too much."""
@@ -112,9 +119,11 @@ class _Reckoning:
         self._always = max(0.0, kept[0] - self._a_token * tokens[0])
 
     def needed(self, records: MicroBatch) -> int | None:
-        """Activations, gradients and optimizer state."""
-        gradients = sum(sharding.here(weight).nbytes for weight in self._objective.learner.trained.values())
-        return int(self.activations(records) * BACKWARD) + gradients + _optimizer_bytes(self._objective)
+        """Activations, gradients, optimizer state, and weights of others that are here for a while."""
+        learner = self._objective.learner
+        gradients = sum(sharding.here(weight).nbytes for weight in learner.trained.values())
+        visiting = sharding.visiting_bytes(learner.network) if learner.spread else 0
+        return int(self.activations(records) * BACKWARD) + gradients + _optimizer_bytes(self._objective) + visiting
 
     def activations(self, records: MicroBatch) -> float:
         """What is kept for the backward pass."""
@@ -125,13 +134,12 @@ class _Reckoning:
 
 
 def kept_bytes(objective: Objective, records: MicroBatch) -> int:
-    """The bytes that are kept for the backward pass of these records; weights are there anyway."""
-    weights = {sharding.here(weight).untyped_storage().data_ptr() for weight in objective.learner.network.parameters()}
+    """The bytes that are kept for the backward pass of these records; weights are there anyway, or come again."""
     kept: dict[int, int] = {}
 
     def keep(tensor: torch.Tensor) -> torch.Tensor:
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in weights:
+        if not isinstance(tensor if tensor._base is None else tensor._base, torch.nn.Parameter):
+            storage = tensor.untyped_storage()
             kept[storage.data_ptr()] = storage.nbytes()
         return tensor
 

@@ -23,6 +23,21 @@ def spread(network: Any, ranks: Ranks, device: torch.device) -> None:
     fully_shard(network, mesh=mesh, reshard_after_forward=True)  # or its parameters are no part after a look at them
 
 
+def visiting_bytes(network: Any) -> int:
+    """How much of others' parts a backward pass holds at once.
+
+    Of a layer its weights, their gradients, these once more on their way out, and the weights of the next layer; of
+    what is in no layer (embeddings, output layer) weights and gradients.
+    """
+    layers = [_bytes(layer) for layer in _layers(network)]
+    return 4 * max(layers, default=0) + 2 * (_bytes(network) - sum(layers))
+
+
+def _bytes(module: torch.nn.Module) -> int:
+    """Of all its weights, wherever their parts are."""
+    return sum(weight.nbytes for weight in module.parameters())
+
+
 def is_spread(tensor: torch.Tensor) -> bool:
     """Whether it is the part of one process."""
     return hasattr(tensor, "full_tensor")
