@@ -77,7 +77,8 @@ def _run(
     together: ranks.Ranks,
 ) -> None:
     metrics.describe(config, device=device.name)
-    devices.watch(device, report=reporter.device_sampled)
+    if together.place.local_rank == 0:
+        devices.watch(device, count=together.place.local_size, report=reporter.device_sampled)
     store = _open_store(config, prepared, together)
     given = _Given(
         config=config, prepared=prepared, device=device, ranks=together, store=store, reporter=reporter, stop=stop

@@ -1,4 +1,4 @@
-"""Watches how busy and how full the device and the CPU are, from a thread: by NVML and by the system's own accounts."""
+"""Watches how busy and how full devices and CPU are, from a thread: by NVML and by the system's own accounts."""
 
 import logging
 import resource
@@ -20,13 +20,17 @@ INTERVAL_SECONDS = 2.0
 WINDOW_SECONDS = 60.0
 MEMORY_LIMIT = Path("/sys/fs/cgroup/memory.max")
 
-Probe = Callable[[], metrics.DeviceSample]
+Probe = Callable[[], list[metrics.DeviceSample]]
+"""What it finds of this process's device, and then of the others."""
 
 
-def watch(device: Device, *, report: Callable[[metrics.DeviceSample], None]) -> None:
-    """Sample the device now and then, for as long as the process lives."""
+def watch(device: Device, *, count: int = 1, report: Callable[[metrics.DeviceSample], None]) -> None:
+    """Sample devices now and then, for as long as the process lives: one process of a machine does it for all.
+
+    All `count` that train here are exported as metrics; the first, this process's own, is reported.
+    """
     cpu = _CpuClock()
-    probe = _nvml_probe(cpu) if device.kind == "cuda" else _cpu_probe(cpu)
+    probe = _nvml_probe(cpu, count) if device.kind == "cuda" else _cpu_probe(cpu)
     threading.Thread(target=_sample, args=(probe, report), name="device-watch", daemon=True).start()
 
 
@@ -34,12 +38,13 @@ def _sample(probe: Probe, report: Callable[[metrics.DeviceSample], None]) -> Non
     pause = threading.Event()
     while not pause.wait(INTERVAL_SECONDS):
         try:
-            sample = probe()
+            samples = probe()
         except Exception as error:  # noqa: BLE001 - a driver may raise anything; the figure is missing, no more
             logger.warning("the device can't be watched any more: %s", error)
             return
-        metrics.record_device(sample)
-        report(sample)
+        for sample in samples:
+            metrics.record_device(sample)
+        report(samples[0])
 
 
 class _CpuClock:
@@ -85,10 +90,10 @@ def _cpu_probe(cpu: _CpuClock) -> Probe:
     process = psutil.Process()
     total = usable_memory()
 
-    def probe() -> metrics.DeviceSample:
+    def probe() -> list[metrics.DeviceSample]:
         used = process.memory_info().rss
         most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-        return metrics.DeviceSample(
+        sample = metrics.DeviceSample(
             device="cpu",
             utilization=None,
             cpu_cores=cpu.cores(),
@@ -96,6 +101,7 @@ def _cpu_probe(cpu: _CpuClock) -> Probe:
             memory_peak=max(used, most),
             memory_total=total,
         )
+        return [sample]
 
     return probe
 
@@ -109,34 +115,35 @@ def usable_memory(limit: Path = MEMORY_LIMIT) -> int:
         return total
 
 
-def _nvml_probe(cpu: _CpuClock) -> Probe:
+def _nvml_probe(cpu: _CpuClock, count: int) -> Probe:
     import torch
 
     try:
         import pynvml
 
         pynvml.nvmlInit()
-        handle = pynvml.nvmlDeviceGetHandleByUUID(f"GPU-{torch.cuda.get_device_properties(0).uuid}")
+        uuids = [torch.cuda.get_device_properties(number).uuid for number in range(count)]
+        handles = [pynvml.nvmlDeviceGetHandleByUUID(f"GPU-{uuid}") for uuid in uuids]
     except Exception as error:  # noqa: BLE001 - no NVML, a MIG slice, another vendor: PyTorch's own figures are left
         logger.warning("NVML can't be used (%s): device utilisation is not reported", error)
         return _torch_probe(cpu)
-    busy = _Mean()
+    busy = [_Mean() for _ in handles]
 
-    def probe() -> metrics.DeviceSample:
+    def probe_one(number: int, handle: Any) -> metrics.DeviceSample:
         rates, memory = pynvml.nvmlDeviceGetUtilizationRates(handle), pynvml.nvmlDeviceGetMemoryInfo(handle)
         milliwatts = _if_told(pynvml, pynvml.nvmlDeviceGetPowerUsage, handle)
         return metrics.DeviceSample(
-            device="0",
-            utilization=busy.of(rates.gpu / 100),
-            cpu_cores=cpu.cores(),
+            device=str(number),
+            utilization=busy[number].of(rates.gpu / 100),
+            cpu_cores=None if number else cpu.cores(),
             memory_used=memory.used,
-            memory_peak=torch.cuda.max_memory_reserved(0),
+            memory_peak=None if number else torch.cuda.max_memory_reserved(number),
             memory_total=memory.total,
             power_watts=None if milliwatts is None else milliwatts / 1000,
             temperature_celsius=_if_told(pynvml, pynvml.nvmlDeviceGetTemperature, handle, pynvml.NVML_TEMPERATURE_GPU),
         )
 
-    return probe
+    return lambda: [probe_one(number, handle) for number, handle in enumerate(handles)]
 
 
 def _if_told(pynvml: Any, ask: Callable[..., float], *about: object) -> float | None:
@@ -148,11 +155,12 @@ def _if_told(pynvml: Any, ask: Callable[..., float], *about: object) -> float | 
 
 
 def _torch_probe(cpu: _CpuClock) -> Probe:
+    """Of this process's device alone: to ask for another's memory would take some of it."""
     import torch
 
-    def probe() -> metrics.DeviceSample:
+    def probe() -> list[metrics.DeviceSample]:
         free, total = torch.cuda.mem_get_info(0)
-        return metrics.DeviceSample(
+        sample = metrics.DeviceSample(
             device="0",
             utilization=None,
             cpu_cores=cpu.cores(),
@@ -160,5 +168,6 @@ def _torch_probe(cpu: _CpuClock) -> Probe:
             memory_peak=torch.cuda.max_memory_reserved(0),
             memory_total=total,
         )
+        return [sample]
 
     return probe
