@@ -11,12 +11,14 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from finetune_api.trainer_config import TrainerConfig
 from finetune_trainer import preflight
 from finetune_trainer.distributed import Device
 from finetune_trainer.learning import model
 from finetune_trainer.learning.model import Learner
 from finetune_trainer.learning.objective import NextToken
 from finetune_trainer.learning.preference import Pairs, Remembered
+from tests import tiny_model
 from tests.trainer_builders import merged, parsed
 
 CUDA = torch.device("cuda")
@@ -41,15 +43,36 @@ class Called(TorchDispatchMode):  # type: ignore[no-untyped-call] # torch has no
         return function(*args, **(kwargs or {}))
 
 
-@pytest.mark.filterwarnings("ignore:CUDA is not available")
+pytestmark = pytest.mark.filterwarnings("ignore:CUDA is not available")
+
+
 @pytest.mark.parametrize(("changes", "packs"), CASES.values(), ids=CASES)
 def test_the_loss_on_cuda_is_one_number_there(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changes: dict[str, object], packs: bool
 ) -> None:
-    config = parsed(tmp_path, changes)
+    assert takes_the_kernel(parsed(tmp_path, changes), monkeypatch) == packs
+
+
+def test_where_the_device_or_the_type_has_no_such_kernel_each_record_is_a_call(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert not takes_the_kernel(parsed(tmp_path, LORA), monkeypatch, torch_would=False)
+
+
+def test_heads_that_the_kernel_would_pad_are_computed_record_by_record(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    odd = tiny_model.build(tiny_model.Shape(hidden=80, heads=4))  # heads of 20
+    assert not takes_the_kernel(parsed(tmp_path, merged(LORA, {"model": {"path": str(odd)}})), monkeypatch)
+
+
+def takes_the_kernel(config: TrainerConfig, monkeypatch: pytest.MonkeyPatch, *, torch_would: bool = True) -> bool:
+    """Whether a loss, which is looked at here, is computed by the variable-length kernel."""
     prepared = preflight.check(config)
     on_cpu = model.load(prepared.model, config, Device("cpu", "cpu", 1), most_tokens=prepared.plan.most_tokens)
+    assert on_cpu.packed == config.training.packing
     monkeypatch.setattr(torch.Tensor, "pin_memory", lambda tensor: tensor)  # it is the driver that does it
+    monkeypatch.setattr(torch.backends.cuda, "can_use_flash_attention", lambda _: torch_would)  # and that says this
     with FakeTensorMode(allow_non_fake_inputs=True), Called() as called:
         learner = _moved(on_cpu)
         objective = (
@@ -59,7 +82,7 @@ def test_the_loss_on_cuda_is_one_number_there(
         )
         loss = objective.loss(range(4))
     assert (loss.shape, loss.dtype, loss.device.type) == (torch.Size([]), torch.float32, "cuda")
-    assert any(name.startswith(VARLEN) for name in called.names) == packs, sorted(called.names)
+    return any(name.startswith(VARLEN) for name in called.names)
 
 
 def _moved(learner: Learner) -> Learner:

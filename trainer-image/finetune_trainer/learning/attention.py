@@ -1,7 +1,7 @@
 """Attention over records that lie end to end in one row, none of which sees another: no padding, no mask.
 
-On CUDA in 16 bits this is one variable-length kernel; elsewhere one causal call a record. Models that need more than
-that (soft caps, sinks) are refused here, and the caller pads instead.
+On CUDA this is one variable-length kernel where there is one for such heads; elsewhere one causal call a record. Models
+that need more than that (soft caps, sinks) are refused here, and the caller pads instead.
 """
 
 from typing import Any
@@ -44,7 +44,7 @@ def attend(
     found = [name for name in _UNSUPPORTED if options.get(name) is not None]
     if segments is None or found or attention_mask is not None or not getattr(module, "is_causal", True):
         raise PackingUnsupported(f"attention with {', '.join(found) or 'a mask of its own'}")
-    if boundaries is not None and query.dtype in (torch.float16, torch.bfloat16) and dropout == 0.0:
+    if boundaries is not None and dropout == 0.0 and _has_kernel(query, key, value):
         longest = max(segments)
         return _varlen(
             query, key, value, boundaries=boundaries, longest=longest, scaling=scaling, window=sliding_window
@@ -88,6 +88,17 @@ def _one(
         scale=scaling,
         enable_gqa=query.shape[1] != key.shape[1],
     )
+
+
+def _has_kernel(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> bool:
+    """Whether the variable-length kernel computes this: what torch's own choice of it wants, with nothing to pad.
+
+    Type, size of the heads and device decide; a model may have layers of either sort.
+    """
+    from torch.backends.cuda import SDPAParams, can_use_flash_attention
+
+    given = SDPAParams(query, key, value, None, 0.0, True, query.shape[1] != key.shape[1])
+    return query.shape[-1] % 8 == 0 and bool(can_use_flash_attention(given))
 
 
 def _varlen(
