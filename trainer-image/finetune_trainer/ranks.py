@@ -99,10 +99,14 @@ class Several(Ranks):
         dist.all_reduce(tensor, group=None if tensor.is_cuda else self._group)
 
     def sum_gradients(self, weights: "Iterable[torch.nn.Parameter]") -> None:
-        """Add all processes' gradients, in place."""
+        """Add all processes' gradients, in place. One may have none for a weight, such as that of an expert."""
         import torch
 
-        found = [weight.grad for weight in weights if weight.grad is not None]
+        every = list(weights)
+        there = torch.tensor([float(weight.grad is not None) for weight in every])
+        self.sum(there)
+        used = (weight for weight, count in zip(every, there.tolist(), strict=True) if count)
+        found = [_gradient(weight) for weight in used]
         flat = torch.cat([gradient.flatten() for gradient in found])
         self.sum(flat)
         parts = torch.split(flat, [gradient.numel() for gradient in found])
@@ -158,6 +162,13 @@ class Several(Ranks):
         flag = torch.tensor([here])
         dist.all_reduce(flag, dist.ReduceOp.MAX, group=self._group)
         return int(flag)
+
+
+def _gradient(weight: "torch.nn.Parameter") -> "torch.Tensor":
+    """A weight's gradient: zeros where there was none."""
+    if weight.grad is None:
+        weight.grad = weight.new_zeros(weight.shape)
+    return weight.grad
 
 
 def join(environment: Mapping[str, str], *, cuda: bool) -> Ranks:
