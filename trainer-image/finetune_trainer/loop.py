@@ -8,6 +8,7 @@ import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -200,7 +201,17 @@ def _saver(training: Training, adamw: torch.optim.Optimizer, evaluator: Evaluato
         complete=lambda: training.store.complete,
         reporter=training.reporter,
         copies=stage is not None or not (copied or learner.spread),
+        thread_begins=_taking_device(learner.device),
     )
+
+
+def _taking_device(device: torch.device) -> Callable[[], None] | None:
+    """For a thread: CUDA's current device is its own, and the first one until it is set.
+
+    torch's distributed checkpoint waits for the copies on the current device alone, and would else write tensors of
+    another one before they are there.
+    """
+    return partial(torch.cuda.set_device, torch.cuda.current_device()) if device.type == "cuda" else None
 
 
 def _progress(reporter: Reporter) -> TrainProgress:

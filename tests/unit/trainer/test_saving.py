@@ -4,7 +4,7 @@ import errno
 import json
 import random
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 
 from finetune_api.durations import Duration
 from finetune_api.snapshot import SavedCheckpoint, TrainProgress
+from finetune_trainer import loop
 from finetune_trainer.errors import StorageFailed
 from finetune_trainer.learning import generators
 from finetune_trainer.learning.evaluation import Watch
@@ -50,7 +51,9 @@ class Volume:
         self.written.append(saved)
         return saved
 
-    def saver(self, interval: str = "2ba", *, copies: bool = True) -> Saver:
+    def saver(
+        self, interval: str = "2ba", *, copies: bool = True, thread_begins: Callable[[], None] | None = None
+    ) -> Saver:
         return Saver(
             interval=Duration.parse(interval),
             steps_per_epoch=6,
@@ -60,6 +63,7 @@ class Volume:
             complete=lambda: tuple(self.written),
             reporter=self.reporter,
             copies=copies,
+            thread_begins=thread_begins,
         )
 
     @property
@@ -86,6 +90,18 @@ def test_the_training_goes_on_while_one_is_written_and_it_is_told_when_it_is_com
         assert volume.told == []
         volume.goes_on.set()
     assert volume.told == ["ep1-ba2"]
+
+
+def test_on_cuda_the_thread_that_writes_takes_the_device_of_the_training(
+    volume: Volume, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    taken: list[tuple[str, int]] = []
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 3)
+    monkeypatch.setattr(torch.cuda, "set_device", lambda n: taken.append((threading.current_thread().name, n)))
+    with volume.saver(thread_begins=loop._taking_device(torch.device("cuda"))) as saver:
+        saver.save(_at(2), must=True)
+    assert taken == [("save_0", 3)]
+    assert loop._taking_device(torch.device("cpu")) is None
 
 
 def test_one_that_must_be_is_complete_when_the_call_is_over(volume: Volume) -> None:

@@ -31,10 +31,12 @@ class Saver:
         complete: Callable[[], tuple[SavedCheckpoint, ...]],
         reporter: Reporter,
         copies: bool,
+        thread_begins: Callable[[], None] | None = None,
     ) -> None:
         """`saved_step` is where the newest checkpoint was made; 0 before the first.
 
-        `take` gives the state as it is now. If it `copies` it, the training goes on while `write` is at work.
+        `take` gives the state as it is now. If it `copies` it, the training goes on while `write` is at work, in a
+        thread that calls `thread_begins` first.
         """
         self._interval = interval
         self._steps_per_epoch = steps_per_epoch
@@ -45,7 +47,7 @@ class Saver:
         self._saved_at = time.monotonic()
         self._error: OSError | None = None
         self._under_way: Future[None] | None = None
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="save")
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="save", initializer=thread_begins)
 
     def __enter__(self) -> Self:
         return self
