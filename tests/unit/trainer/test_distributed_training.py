@@ -22,6 +22,7 @@ EIGHT = {"perDevice": 2, "gradientAccumulationSteps": None, "global": 8}
 SHORT = {"training": {"batchSize": EIGHT, "maxDuration": "8ba"}}
 LORA = merged(SHORT, {"method": {"lora": {"dropout": 0.0}}})
 FULL = merged(SHORT, {"method": {"type": "Full"}}) | {"method": {"type": "Full", "lora": None}}
+AS_ON_CUDA = merged(FULL, {"training": {"precision": "BF16", "gradientCheckpointing": "Enabled"}})
 PADDED = merged(LORA, {"training": {"packing": False}})
 ON_ITS_OWN = {"training": {"maxDuration": "8ba", "batchSize": {**EIGHT, "perDevice": "Auto"}}}
 AUTO, FULL_AUTO = {**LORA, **ON_ITS_OWN}, {**FULL, **ON_ITS_OWN}
@@ -70,8 +71,17 @@ def assert_equal_within_rounding(one: Path, other: Path) -> None:
 
 @pytest.mark.parametrize(
     ("changes", "size"),
-    [(LORA, 2), (PADDED, 4), (FULL, 2), (FULL, 4), (PREFERENCES, 2), (AUTO, 2), (FULL_AUTO, 2)],
-    ids=["LoRA, 2", "LoRA padded, 4", "full, 2", "full, 4", "preferences, 2", "LoRA Auto, 2", "full Auto, 2"],
+    [(LORA, 2), (PADDED, 4), (FULL, 2), (FULL, 4), (AS_ON_CUDA, 2), (PREFERENCES, 2), (AUTO, 2), (FULL_AUTO, 2)],
+    ids=[
+        "LoRA, 2",
+        "LoRA padded, 4",
+        "full, 2",
+        "full, 4",
+        "full in bf16, recomputed, 2",
+        "preferences, 2",
+        "LoRA Auto, 2",
+        "full Auto, 2",
+    ],
 )
 def test_several_processes_train_what_one_trains(tmp_path: Path, changes: dict[str, Any], size: int) -> None:
     """Records, tokens, losses, evaluations and weights, though a step is a mean over all its tokens."""
