@@ -350,13 +350,20 @@ def serve(account: Account, log: Log) -> None:
         def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - the base class names it so
             """Say nothing: every poll would be a line."""
 
+    class Server(ThreadingHTTPServer):
+        daemon_threads = True
+
+        def handle_error(self, request: Any, client_address: Any) -> None:
+            """Say nothing of who didn't wait for the answer."""
+            if not isinstance(sys.exc_info()[1], ConnectionError):
+                super().handle_error(request, client_address)
+
     try:
         address = (os.environ.get("FINETUNE_BIND_ADDRESS", ""), int(os.environ.get("FINETUNE_PORT", "9400")))
-        server = ThreadingHTTPServer(address, Handler)
+        server = Server(address, Handler)
     except (OSError, ValueError, OverflowError) as error:
         log.say("NO_PROGRESS_SERVED", f"nothing can listen there: {error}", "warning")
         return
-    server.daemon_threads = True
     threading.Thread(target=server.serve_forever, daemon=True).start()
 
 

@@ -18,7 +18,7 @@ import pytest
 
 from finetune_api import wrapper
 from finetune_api.snapshot import LAST_WORD_LIMIT, EventType, Snapshot
-from tests import ports
+from tests import impatience, ports
 
 FILE = Path(wrapper.__file__)
 CONFIG = {"run": {"uid": "7f1c", "attempt": 2}, "training": {"maxDuration": "10ba"}}
@@ -357,6 +357,16 @@ def test_a_taken_port_doesnt_keep_it_from_training(wrap: Any) -> None:
         run = wrap(*sh("exit 0"), FINETUNE_PORT=str(taken.getsockname()[1]))
         assert run.end() == 0
     assert any(line["event"] == "NO_PROGRESS_SERVED" for line in run.log())
+
+
+def test_who_is_gone_before_the_answer_leaves_no_line(wrap: Any) -> None:
+    run = wrap(*sh("echo begun; sleep 60"))
+    run.until("OUTPUT", "begun")
+    impatience.ask_and_go(run.port, "/progress")
+    assert run.snapshot().attempt == 2
+    run.process.send_signal(signal.SIGTERM)
+    run.end()
+    assert {line["event"] for line in run.log()} == {"OUTPUT", "STOPPING", "Stopped"}, run.log()
 
 
 def test_the_last_word_stays_short(wrap: Any) -> None:

@@ -2,11 +2,12 @@
 
 import logging
 import os
+import sys
 import threading
 from collections.abc import Callable
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from finetune_api.snapshot import PORT
 from finetune_api.trainer_config import BIND_VARIABLE
@@ -42,6 +43,11 @@ def start(reporter: Reporter) -> ThreadingHTTPServer | None:
 class _Server(ThreadingHTTPServer):
     daemon_threads = True
     request_queue_size = 32
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Say nothing of who didn't wait for the answer: to poll again is up to them."""
+        if not isinstance(sys.exception(), ConnectionError):
+            super().handle_error(request, client_address)
 
 
 class _Handler(BaseHTTPRequestHandler):
