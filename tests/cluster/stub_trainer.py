@@ -147,11 +147,14 @@ class Trainer:
         return 0
 
     def hang(self) -> None:
-        """Answer for ever, and do nothing."""
+        """Answer for ever, and do nothing. It saves nothing either: who asks it to stop has to kill it in the end."""
         progress = {**self.snapshot["progress"], "lastStepTime": now(-self.script.hung_since)}
-        while True:
-            self.say(progress={**progress, "cpuUtilization": self.script.hung_cpu})
-            time.sleep(0.2)
+        try:
+            while True:
+                self.say(progress={**progress, "cpuUtilization": self.script.hung_cpu})
+                time.sleep(0.2)
+        except Stop:  # the end of its grace period isn't waited for
+            os.kill(os.getpid(), signal.SIGKILL)
 
     def step(self, step: int) -> None:
         time.sleep(self.script.step_seconds)
